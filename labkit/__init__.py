@@ -1,0 +1,54 @@
+"""LLM Lab's training code: every piece of a language model, in teaching order.
+
+    import labkit
+    labkit.attention.scaled_dot_product_attention(q, k, v)
+    labkit.train.train(model, labkit.objectives.causal_lm, batches, config)
+
+Submodules load when first named, so `import labkit` costs next to nothing.
+"""
+
+import importlib
+from types import ModuleType
+
+__version__ = "0.1.0"
+
+#: The project's public address: Colab badges, install cells and the README are stamped from it
+#: (`python -m labkit.course stamp`), and a test asserts that none of them disagrees.
+REPOSITORY = "https://github.com/llm-lab/llm-lab"
+
+#: Teaching order: a module imports only modules that stand before it (tests/test_structure.py).
+MODULES = (
+    "errors",
+    "runtime",
+    "text",
+    "storyworld",
+    "corpora",
+    "tokenizers",
+    "batches",
+    "baselines",
+    "attention",
+    "transformer",
+    "interop",
+    "losses",
+    "optim",
+    "accounting",
+    "checkpoint",
+    "objectives",
+    "evaluate",
+    "train",
+    "strategies",
+    "generate",
+    "bench",
+    "course",
+    "notebook",
+)
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in MODULES:
+        return importlib.import_module(f"labkit.{name}")
+    raise AttributeError(f"module 'labkit' has no attribute {name!r}; its modules are {MODULES}")
+
+
+def __dir__() -> list[str]:
+    return [*MODULES, "REPOSITORY", "__version__"]
