@@ -35,6 +35,7 @@ MODULES = (
     "checkpoint",
     "objectives",
     "evaluate",
+    "runs",
     "train",
     "strategies",
     "generate",

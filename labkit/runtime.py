@@ -1,0 +1,244 @@
+"""The machine under a run: device, number format, ranks, random numbers, profile.
+
+Everything here follows from the hardware and never changes the optimisation problem: the same
+config gives the same global batches on a laptop, on Colab and on eight ranks.
+
+Sources: Micikevicius et al. 2018, "Mixed Precision Training"; PyTorch notes on reproducibility.
+"""
+
+import functools
+import os
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from labkit.errors import LabError
+
+PROFILES = ("smoke", "cpu", "gpu")
+PRECISIONS = ("fp32", "bf16", "fp16")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+# --- profile -----------------------------------------------------------------------------------
+
+
+def resolve_profile(profile: str = "auto") -> str:
+    """Return which sizes a chapter uses: `smoke`, `cpu` or `gpu`.
+
+    Args:
+        profile: one of `PROFILES`, or `auto`: the environment variable `LABKIT_PROFILE` if it is
+            set, else `gpu` where CUDA is available, else `cpu`.
+
+    Raises:
+        LabError: the name is none of these.
+    """
+    if profile == "auto":
+        profile = os.environ.get("LABKIT_PROFILE", "auto")
+    if profile == "auto":
+        return "gpu" if torch.cuda.is_available() else "cpu"
+    if profile not in PROFILES:
+        raise LabError(f"profile {profile!r} is unknown: choose one of {', '.join(PROFILES)}, auto")
+    return profile
+
+
+def sizes(profile: str, *, smoke: dict, cpu: dict, gpu: dict) -> SimpleNamespace:
+    """Pick one profile's sizes; all three stand in the open in the chapter's cell.
+
+    >>> sizes("cpu", smoke=dict(steps=2), cpu=dict(steps=300), gpu=dict(steps=5000)).steps
+    300
+
+    Raises:
+        LabError: the three profiles do not name the same sizes.
+    """
+    choices = {"smoke": smoke, "cpu": cpu, "gpu": gpu}
+    names = set().union(*choices.values())
+    for key, value in choices.items():
+        if missing := names - set(value):
+            raise LabError(f"profile {key!r} lacks {sorted(missing)}: give every size in all three")
+    return SimpleNamespace(**choices[resolve_profile(profile)])
+
+
+# --- device and precision ----------------------------------------------------------------------
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """Return the device by name; `auto` takes CUDA where there is one, else the CPU.
+
+    Raises:
+        LabError: the device is unknown or absent on this machine.
+    """
+    if name == "auto":
+        name = f"cuda:{world().local_rank}" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise LabError(f"device {name!r} is unknown: choose auto, cpu or cuda") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise LabError(f"device {name!r} is absent: this machine has no CUDA GPU, choose cpu")
+    return device
+
+
+def matmul_rate(
+    dtype: torch.dtype, device: torch.device | str = "cpu", size: int = 2048, repeats: int = 7
+) -> float:
+    """Measure this machine's square-matmul rate in FLOP/s (median over `repeats`).
+
+    Cost: 2 * size^3 FLOPs a repeat, after one warm-up.
+    """
+    device = torch.device(device)
+    a = torch.randn(size, size, device=device).to(dtype)
+    b = torch.randn(size, size, device=device).to(dtype)
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    torch.mm(a, b)
+    wait()
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        torch.mm(a, b)
+        wait()
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / float(np.median(seconds))
+
+
+@functools.cache
+def _probed_precision(device_type: str) -> str:
+    if device_type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if device_type == "cpu":
+        # Some CPUs emulate bf16 far slower than fp32: believe a measurement, not a flag.
+        bf16, fp32 = (matmul_rate(DTYPES[p], size=512, repeats=5) for p in ("bf16", "fp32"))
+        return "bf16" if bf16 > 1.2 * fp32 else "fp32"
+    return "fp32"
+
+
+def pick_precision(device: torch.device | str, name: str = "auto") -> str:
+    """Return the number format of the forward and backward pass; weights stay fp32.
+
+    `auto` probes: bf16 where it is natively fast (measured on CPUs), fp16 with loss scaling on
+    GPUs without bf16, else fp32.
+
+    Raises:
+        LabError: the name is none of `PRECISIONS` or `auto`, or the device cannot do it.
+    """
+    device = torch.device(device)
+    if name == "auto":
+        return _probed_precision(device.type)
+    if name not in PRECISIONS:
+        raise LabError(f"precision {name!r} is unknown: choose auto, {', '.join(PRECISIONS)}")
+    return name
+
+
+def autocast(device: torch.device | str, precision: str) -> AbstractContextManager:
+    """Run matmuls in `precision`; a no-op for fp32."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(torch.device(device).type, dtype=DTYPES[precision])
+
+
+def peak_rss_bytes() -> int:
+    """Return the largest resident memory this process ever had, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+# --- random numbers ----------------------------------------------------------------------------
+
+
+def seed_everything(seed: int) -> None:
+    """Seed torch (CPU and CUDA) and NumPy's legacy generator.
+
+    Raises:
+        LabError: the seed is outside 0 .. 2^32 - 1.
+    """
+    if not 0 <= seed < 2**32:
+        raise LabError(f"seed {seed} is out of range: choose 0 to {2**32 - 1}")
+    torch.manual_seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - transformers and friends draw from the legacy generator
+
+
+def rng_state() -> dict[str, Any]:
+    """Capture every generator that training draws from, as plain tensors and numbers."""
+    _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
+    state = {
+        "torch": torch.get_rng_state(),
+        "numpy": torch.from_numpy(np.asarray(keys, dtype=np.int64)),
+        "numpy_rest": [int(position), int(has_gauss), float(cached)],
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Restore what `rng_state` captured."""
+    torch.set_rng_state(state["torch"].cpu())
+    position, has_gauss, cached = state["numpy_rest"]
+    keys = state["numpy"].numpy().astype(np.uint32)
+    np.random.set_state(("MT19937", keys, position, has_gauss, cached))  # noqa: NPY002
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"].cpu())
+
+
+# --- ranks -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class World:
+    """Which of how many processes this is."""
+
+    rank: int = 0
+    """This process among all, 0 .. size - 1."""
+    local_rank: int = 0
+    """This process among those on this machine."""
+    size: int = 1
+    """How many processes train together."""
+
+
+def world() -> World:
+    """Return this process's place, as `torchrun` gave it in the environment."""
+    rank, local, size = (int(os.environ.get(k, d)) for k, d in _WORLD_VARIABLES)
+    return World(rank, local, size)
+
+
+_WORLD_VARIABLES = (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"))
+
+
+def is_main() -> bool:
+    """Whether this process writes files and prints (rank 0)."""
+    return world().rank == 0
+
+
+@contextmanager
+def distributed() -> Iterator[World]:
+    """Join the process group for the block: NCCL on GPUs, gloo on CPUs; alone, do nothing."""
+    here = world()
+    ours = here.size > 1 and not dist.is_initialized()
+    if ours:
+        if torch.cuda.is_available():
+            torch.cuda.set_device(here.local_rank)
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield here
+    finally:
+        if ours:
+            dist.destroy_process_group()
+
+
+def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """Sum a tensor over all processes, in place; alone, return it unchanged."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(values)
+    return values

@@ -1,0 +1,70 @@
+"""optim: AdamW by hand, the schedule, what decays."""
+
+import pytest
+import torch
+from torch import nn
+
+from labkit import optim
+from labkit.errors import LabError
+
+
+def test_by_hand_follows_torch_for_a_hundred_steps():
+    torch.manual_seed(1)
+    start = torch.randn(6, 4, dtype=torch.float64)
+    ours = start.clone()
+    m, v = torch.zeros_like(ours), torch.zeros_like(ours)
+    theirs = nn.Parameter(start.clone())
+    adam = torch.optim.AdamW([theirs], lr=3e-2, betas=(0.9, 0.95), weight_decay=0.2)
+    for step in range(1, 101):
+        gradient = torch.randn(6, 4, dtype=torch.float64)
+        theirs.grad = gradient.clone()
+        adam.step()
+        optim.adamw_step(
+            ours, gradient, m, v, step, learning_rate=3e-2, betas=(0.9, 0.95), weight_decay=0.2
+        )
+    torch.testing.assert_close(ours, theirs.detach(), rtol=1e-10, atol=1e-12)
+
+
+def test_vectors_do_not_decay_and_tied_weights_count_once():
+    model = nn.Sequential(nn.Embedding(10, 4), nn.LayerNorm(4), nn.Linear(4, 10))
+    model[2].weight = model[0].weight
+    decaying, still = optim.parameter_groups(model, 0.1)
+    assert (decaying["weight_decay"], still["weight_decay"]) == (0.1, 0.0)
+    assert [tuple(p.shape) for p in decaying["params"]] == [(10, 4)]
+    assert all(p.ndim == 1 for p in still["params"]) and len(still["params"]) == 3
+
+
+def test_nothing_trainable_is_named():
+    model = nn.Linear(2, 2).requires_grad_(False)
+    with pytest.raises(LabError, match="0 trainable parameters"):
+        optim.build(model, learning_rate=1e-3)
+
+
+def test_warm_up_rises_to_the_peak_then_decays_to_the_minimum():
+    rates = [
+        optim.learning_rate(s, peak=2.0, warmup_steps=10, total_steps=100, minimum_ratio=0.1)
+        for s in range(101)
+    ]
+    assert rates[0] == pytest.approx(0.2)
+    assert rates[9] == rates[10] == pytest.approx(2.0)
+    assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert rates[100] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(("schedule", "middle"), [("cosine", 0.5), ("linear", 0.5), ("constant", 1)])
+def test_schedules_half_way(schedule, middle):
+    rate = optim.learning_rate(
+        50, peak=1.0, warmup_steps=0, total_steps=100, minimum_ratio=0.0, schedule=schedule
+    )
+    assert rate == pytest.approx(middle)
+
+
+def test_unknown_schedule_is_named():
+    with pytest.raises(LabError, match="schedule 'step' is unknown"):
+        optim.learning_rate(5, peak=1.0, warmup_steps=0, total_steps=9, schedule="step")
+
+
+def test_gradient_norm_is_of_all_gradients_as_one_vector():
+    a, b = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1))
+    a.grad, b.grad = torch.tensor([3.0, 0.0]), torch.tensor([4.0])
+    assert float(optim.gradient_norm([a, b])) == 5.0
