@@ -1,0 +1,97 @@
+"""`start`: the first call of a chapter. It chooses the device, seeds everything and says so."""
+
+import platform
+import sys
+import time
+from dataclasses import dataclass
+from html import escape
+from importlib import metadata
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from IPython.display import display
+
+from labkit import runtime
+from labkit.notebook import plots
+
+#: When the current chapter started (seconds of `time.perf_counter`) and which one it is.
+_current: dict[str, Any] = {"started": time.perf_counter(), "chapter": "", "profile": ""}
+
+
+@dataclass(frozen=True)
+class Lab:
+    """Where this chapter runs."""
+
+    profile: str
+    """"smoke", "cpu" or "gpu"."""
+    device: torch.device
+    """Where tensors live."""
+    precision: str
+    """"bf16", "fp16" or "fp32": what autocast computes matrix products in."""
+    seed: int
+    """The seed of every generator."""
+    chapter: str
+    """Two digits, such as "03"."""
+
+    def sizes(self, *, smoke: dict, cpu: dict, gpu: dict) -> SimpleNamespace:
+        """The sizes of this profile; a chapter writes all three openly."""
+        return runtime.sizes(self.profile, smoke=smoke, cpu=cpu, gpu=gpu)
+
+    def autocast(self) -> Any:
+        """Context in which matrix products run in this lab's precision."""
+        return runtime.autocast(self.device, self.precision)
+
+
+def start(profile: str = "auto", seed: int = 0, chapter: str = "") -> Lab:
+    """Seed every generator, choose device and precision, set the figure style, print one card.
+
+    Args:
+        profile: "auto" (reads LABKIT_PROFILE), "smoke", "cpu" or "gpu".
+        seed: of Python, NumPy and torch.
+        chapter: two digits, such as "03".
+
+    Returns:
+        The Lab: profile, device, precision, seed, chapter.
+    """
+    profile = runtime.resolve_profile(profile)
+    runtime.seed_everything(seed)
+    device = runtime.pick_device("auto" if profile == "gpu" else "cpu")
+    lab = Lab(profile, device, runtime.pick_precision(device), seed, chapter)
+    plots.use_style()
+    _current.update(started=time.perf_counter(), chapter=chapter, profile=profile)
+    versions = " · ".join(
+        f"{name} {metadata.version(name)}" for name in ("labkit", "torch", "transformers", "numpy")
+    )
+    card = {
+        "profile": profile,
+        "device": f"{device} ({_device_name(device)})",
+        "precision": lab.precision,
+        "threads": str(torch.get_num_threads()),
+        "seed": str(seed),
+        "versions": f"Python {sys.version.split()[0]} · {versions}",
+    }
+    html = "".join(
+        f'<tr><th align="left" style="text-align:left">{name}</th>'
+        f'<td align="left" style="text-align:left">{escape(value)}</td></tr>'
+        for name, value in card.items()
+    )
+    text = "\n".join(f"{name:<10} {value}" for name, value in card.items())
+    display({"text/html": f"<table><tbody>{html}</tbody></table>", "text/plain": text}, raw=True)
+    return lab
+
+
+def seconds_since_start() -> float:
+    """Seconds since `start()` was called in this kernel."""
+    return time.perf_counter() - _current["started"]
+
+
+def current_chapter() -> tuple[str, str]:
+    """(chapter, profile) of the last `start()`; empty before it."""
+    return _current["chapter"], _current["profile"]
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return platform.processor() or platform.machine()
