@@ -1,7 +1,7 @@
 """Cleaning text, finding duplicates, and splits that do not leak.
 
-    raw text -> fix_mojibake -> strip_markup -> normalize_unicode -> collapse_whitespace -> clean text
-    texts    -> exact_duplicates, near_duplicates -> deduplicate -> split_by_hash -> leakage (none)
+    clean:  fix_mojibake -> strip_markup -> normalize_unicode -> collapse_whitespace
+    corpus: exact_duplicates, near_duplicates -> deduplicate -> split_by_hash -> leakage: none
 
 Cleaning here repairs; it does not simplify. Case, punctuation, accents and stop words stay: a
 generative model that never saw them cannot write them.
@@ -111,7 +111,7 @@ def exact_duplicates(texts: Sequence[str]) -> list[Duplicate]:
 
 def near_duplicates(
     texts: Sequence[str],
-    threshold: float = 0.7,
+    threshold: float = 0.5,
     shingle_words: int = 5,
     permutations: int = 128,
 ) -> list[Duplicate]:
@@ -155,7 +155,7 @@ def near_duplicates(
 
 
 def deduplicate(
-    texts: Sequence[str], threshold: float = 0.7
+    texts: Sequence[str], threshold: float = 0.5
 ) -> tuple[list[int], list[Duplicate], list[Duplicate]]:
     """Positions to keep, then the exact and the near duplicates that were dropped."""
     exact = exact_duplicates(texts)
@@ -201,7 +201,7 @@ def split_by_hash(
 def leakage(
     train: Sequence[str],
     test: Sequence[str],
-    threshold: float = 0.7,
+    threshold: float = 0.5,
     shingle_words: int = 5,
     permutations: int = 128,
 ) -> list[Duplicate]:
@@ -228,7 +228,7 @@ def _shingles(
 ) -> list[frozenset[int]]:
     """The set of hashed shingles of each text; one shorter than a shingle is one shingle."""
     if not 0 < threshold <= 1:
-        raise LabError(f"threshold is {threshold}; a similarity lies in (0, 1], such as 0.7.")
+        raise LabError(f"threshold is {threshold}; a similarity lies in (0, 1], such as 0.5.")
     if shingle_words < 1 or permutations < 16:
         raise LabError(
             f"shingle_words={shingle_words} must be at least 1 and permutations={permutations} at "
@@ -255,8 +255,8 @@ def _candidates(
     for b, shingle_set in enumerate(shingles):
         signature = empty.copy()
         signature.update_batch(np.fromiter(sorted(shingle_set), dtype=np.uint64))
-        for a in sorted(lsh.query(signature)):
-            yield int(a), b
+        for a in sorted(int(str(key)) for key in lsh.query(signature)):
+            yield a, b
         lsh.insert(b, signature)
 
 
