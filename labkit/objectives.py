@@ -34,7 +34,7 @@ def causal_lm(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     Returns:
         (sum in nats, count).
     """
-    if isinstance(model, Transformer) and model.lm_head is not None:
+    if isinstance(model, Transformer) and model.lm_head is not None and model.lm_head.bias is None:
         # No B x T x V logits in memory: the loss meets the output embedding chunk by chunk.
         hidden_ND = model.encode(**_inputs(batch)).flatten(0, 1)
         return chunked_cross_entropy(hidden_ND, model.lm_head.weight, batch["labels"].flatten())

@@ -1,0 +1,60 @@
+"""Small problems that several tests train on; run as a script, one rank of a distributed run.
+
+    python -m torch.distributed.run --nproc-per-node 2 tests/training.py PARALLEL OUT
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import torch
+
+from labkit import runtime
+from labkit.batches import Batches, Pad
+from labkit.objectives import causal_lm
+from labkit.train import TrainConfig, train
+from labkit.transformer import Transformer, TransformerConfig
+
+VOCAB = 31
+
+
+def tiny_model(dropout: float = 0.0, seed: int = 0, **changes) -> Transformer:
+    torch.manual_seed(seed)
+    shape = {"vocab_size": VOCAB, "context_length": 16, "d_model": 16, "num_layers": 2}
+    config = TransformerConfig.llama(num_heads=2, d_ff=32, **{**shape, **changes})
+    return Transformer(dataclasses.replace(config, dropout=dropout))
+
+
+def ragged_batches(batch_size: int = 8, examples: int = 40, seed: int = 0) -> Batches:
+    """Sequences of very different length, so that micro-batches hold unequal target counts."""
+    generator = torch.Generator().manual_seed(seed)
+    items = []
+    for i in range(examples):
+        length = 3 if i % 2 else 16
+        ids = torch.randint(VOCAB, (length,), generator=generator).cumsum(0) % VOCAB
+        items.append({"input_ids": ids[:-1], "labels": ids[1:]})
+    return Batches(items, batch_size, Pad(0), seed=seed)
+
+
+def config(**changes) -> TrainConfig:
+    base = {"steps": 6, "learning_rate": 3e-3, "warmup_steps": 2, "precision": "fp32"}
+    return TrainConfig(**{**base, **changes})
+
+
+def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def main() -> None:
+    parallel, out = sys.argv[1], Path(sys.argv[2])
+    torch.set_num_threads(1)
+    with runtime.distributed() as here:
+        model = tiny_model(seed=0)
+        settings = config(parallel=parallel, out=out / "run", save_every=3, micro_batch_size=2)
+        result = train(model, causal_lm, ragged_batches(), settings, validation=ragged_batches())
+        if here.rank == 0:
+            torch.save({"losses": [r.loss for r in result.history]}, out / "losses.pt")
+
+
+if __name__ == "__main__":
+    main()
