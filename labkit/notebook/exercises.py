@@ -1,6 +1,7 @@
 """`check`: an exercise's answer, judged in words.
 
-A checker lives in `labkit.notebook.checks.chapter_NN` and tests behaviour on fresh random float64 inputs:
+A checker lives in `labkit.notebook.checks.chapter_NN` and tests behaviour on fresh random float64
+inputs:
 
     @exercise("03.2", title="Softmax over the keys")
     def softmax_rows(attempt, fresh):
@@ -9,8 +10,9 @@ A checker lives in `labkit.notebook.checks.chapter_NN` and tests behaviour on fr
             "over the wrong axis: each column sums to 1, not each row": scores.softmax(-2),
         })
 
-A stub is "not attempted". A wrong answer is "failed", and where it is a usual one the message names the
-mistake. An exception in the learner's code is reported in words with its line; a checker never crashes.
+A stub is "not attempted". A wrong answer is "failed", and where it is a usual one the message names
+the mistake. An exception in the learner's code is reported in words with its line; a checker never
+crashes.
 """
 
 import ast
@@ -72,7 +74,7 @@ _exercises: dict[str, Exercise] = {}
 
 
 def exercise(number: str, title: str) -> Callable:
-    """Register a checker: checker(attempt, fresh) raises `Wrong` or returns (a word of praise or None).
+    """Register checker(attempt, fresh): it raises `Wrong`, or returns a word of praise or None.
 
     Args:
         number: "CC.N": chapter and exercise.
@@ -225,7 +227,7 @@ def compare(
     what: str = "The result",
     tolerance: float = 1e-9,
 ) -> None:
-    """Raise `Wrong` unless got equals expected; if it equals a known wrong value, name that mistake.
+    """Raise `Wrong` unless got equals expected; a known wrong value has its mistake named.
 
     Args:
         got: a tensor, number, tuple, list or string from the learner.

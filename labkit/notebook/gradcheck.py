@@ -1,8 +1,8 @@
 """Every gradient three ways: by hand, by autograd, by central differences in float64.
 
-The central difference (f(x + h) - f(x - h)) / 2h is off by O(h^2) from truncation and O(eps / h) from
-rounding. In float64 (eps = 2e-16), h = 1e-5 leaves about ten digits: enough to tell a wrong formula from
-a right one.
+The central difference (f(x + h) - f(x - h)) / 2h is off by O(h^2) from truncation and by O(eps / h)
+from rounding. In float64 (eps = 2e-16), h = 1e-5 leaves about ten digits: enough to tell a wrong
+formula from a right one.
 """
 
 from collections.abc import Callable, Mapping

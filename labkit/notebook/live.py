@@ -4,8 +4,8 @@
         train(model, objective, batches, config, on_step=curve)
     curve.overhead                       share of the training time spent on drawing
 
-The picture is an ipywidgets Image, which swaps its bytes in place and does not flicker. The same output
-carries a PNG, replaced at the end by the final state: GitHub, nbviewer and headless runs show that.
+While training runs, the picture is an ipywidgets Image, which swaps its bytes in place and does not
+flicker. At the end the output becomes a plain PNG of the final state, which every viewer shows.
 """
 
 import time
@@ -39,13 +39,15 @@ class LiveCurve:
         scale: float = 1.0,
         budget: float = BUDGET,
     ) -> None:
-        """Args:
-        title: above the curve.
-        ylabel: with its unit.
-        references: name -> height of a dashed line: a baseline, the floor.
-        validation_key: which entry of `record.validation` to draw.
-        scale: factor on both losses, such as 1 / ln 2 for bits.
-        budget: largest share of the elapsed time that drawing may take, 0 to 1.
+        """Open the picture, empty.
+
+        Args:
+            title: above the curve.
+            ylabel: with its unit.
+            references: name -> height of a dashed line: a baseline, the floor.
+            validation_key: which entry of `record.validation` to draw.
+            scale: factor on both losses, such as 1 / ln 2 for bits.
+            budget: largest share of the elapsed time that drawing may take, 0 to 1.
         """
         self.title, self.ylabel, self.scale, self.budget = title, ylabel, scale, budget
         self.references = dict(references or {})
@@ -57,7 +59,8 @@ class LiveCurve:
         self.drawings = 0
         self._spent = 0.0
         self._training = 0.0
-        self._began: float | None = None
+        self._began = 0.0
+        self._total_steps = 0
         self._closed = False
         self._make_figure()
         drawn = time.perf_counter()
@@ -69,9 +72,12 @@ class LiveCurve:
     def __call__(self, record: Any) -> None:
         """Take one record of the training loop; draw when the budget allows."""
         entered = time.perf_counter()
-        if self._began is None:
-            # The first record arrives after the first step: count from when that step began.
-            self._began = entered - float(getattr(record, "elapsed", 0.0) or 0.0)
+        if not self._began:
+            # The first record arrives after the first step: count from when that step began. On a
+            # resumed run `elapsed` includes earlier sessions, which drew nothing here.
+            first = getattr(record, "elapsed", 0.0) if record.step == 1 else 0.0
+            self._began = entered - first
+            self._total_steps = int(getattr(record, "total_steps", 0))
         self.steps.append(int(record.step))
         self.losses.append(float(record.loss) * self.scale)
         extra = getattr(record, "validation", None) or {}
@@ -97,16 +103,17 @@ class LiveCurve:
         return self._spent / self._training if self._training > 0 else 0.0
 
     def close(self) -> None:
-        """Draw the final state and leave it as a static picture. Called at the cell's end anyway."""
+        """Draw the final state and leave it as a picture. Called at the cell's end anyway."""
         if self._closed:
             return
         self._closed = True
         self._draw()
-        if self._image is not None:
-            self._image.value = self._png
         if self._handle is not None:
-            bundle = picture_bundle(self._image, self._png, f"{self.title} {self.status}".strip())
+            bundle = picture_bundle(None, self._png, f"{self.title} {self.status}".strip())
             self._handle.display(bundle, raw=True, update=True)
+            # The output holds the bytes now; a copy in the widget state would be dead weight.
+            self._image.value = b""
+            self._image.close()
         shell = get_ipython()
         if shell is not None and self._on_cell_end is not None:
             shell.events.unregister("post_run_cell", self._on_cell_end)
@@ -165,7 +172,7 @@ class LiveCurve:
             low, high = min(finite), max(finite)
             pad = 0.06 * (high - low) or 0.1
             ax.set_ylim(low - pad, high + pad)
-            ax.set_xlim(0, max(1, self.steps[-1] if self.steps else 1))
+            ax.set_xlim(0, max(1, self._total_steps, *self.steps[-1:]))
         for text in list(ax.texts):
             if text is not self._status:
                 text.remove()
@@ -282,7 +289,9 @@ def together(*hooks: Callable[[Any], None]) -> Callable[[Any], None]:
 
 def describe(record: Any) -> str:
     """One line of a training record: step, loss, speed, time left."""
-    parts = [f"step {record.step:,}", f"loss {record.loss:.3f}"]
+    total = getattr(record, "total_steps", 0)
+    of = f" of {total:,}" if total and total != record.step else ""
+    parts = [f"step {record.step:,}{of}", f"loss {record.loss:.3f}"]
     speed = getattr(record, "tokens_per_second", None)
     if speed:
         parts.append(f"{speed / 1000:.1f}k tokens/s" if speed >= 1000 else f"{speed:.0f} tokens/s")

@@ -1,17 +1,19 @@
 """Figures: one palette, one style, one colour for one thing in the whole course.
 
-The colours are Okabe and Ito's (2008), which people with any common colour blindness can tell apart.
-Figures are made without pyplot's global state: a helper draws on the axes that it is given, or makes a
-figure, and returns the figure; the last line of a cell displays it.
+The colours are Okabe and Ito's (2008), which people with any common colour blindness can tell
+apart. Figures are made without pyplot's global state: a helper draws on the axes that it is given,
+or makes a figure, and returns the figure; the last line of a cell displays it.
 """
 
 import io
 from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import matplotlib
 import numpy as np
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -35,7 +37,7 @@ ROLES = {
     "floor": BLACK,
 }
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "figure.dpi": 100,
     "savefig.dpi": 100,
     "figure.figsize": (7.0, 3.6),
@@ -55,6 +57,7 @@ STYLE = {
     "lines.linewidth": 1.8,
     "legend.frameon": False,
     "image.cmap": "cividis",
+    "axes.prop_cycle": cycler(color=PALETTE),
 }
 
 #: Fonts with Chinese glyphs that common systems have, best first.
@@ -73,7 +76,6 @@ CHINESE_FONTS = (
 def use_style() -> None:
     """Make the course's style the default, for these helpers and for pyplot, in any front end."""
     matplotlib.rcParams.update(STYLE)
-    matplotlib.rcParams["axes.prop_cycle"] = matplotlib.cycler(color=PALETTE)
     font = chinese_font()
     matplotlib.rcParams["font.family"] = ["DejaVu Sans", font] if font else ["DejaVu Sans"]
     _register_png_formatter()
@@ -90,7 +92,7 @@ def chinese_font() -> str | None:
 
 def figure(
     rows: int = 1, columns: int = 1, width: float = 7.0, height: float = 3.6, **options: Any
-):
+) -> tuple[Figure, Any]:
     """A new figure with its axes: (figure, axes), as pyplot's `subplots`, without global state.
 
     Args:
@@ -113,7 +115,7 @@ def png(fig: Figure, colours: int = 256) -> bytes:
     """
     canvas = FigureCanvasAgg(fig)
     canvas.draw()
-    image = Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba()).convert("RGB")
+    image = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
     if colours:
         image = image.quantize(colours, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
     buffer = io.BytesIO()
@@ -151,8 +153,7 @@ def heatmap(
     """
     data = np.asarray(_numpy(matrix), dtype=float)
     height, width = data.shape
-    if ax is None:
-        _, ax = figure(width=min(9.0, 2.2 + 0.62 * width), height=min(7.0, 1.2 + 0.42 * height))
+    ax = ax or _new_axes(width=min(9.0, 2.2 + 0.62 * width), height=min(7.0, 1.2 + 0.42 * height))
     image = ax.imshow(data, cmap=cmap, vmin=vmin, vmax=vmax, aspect="auto")
     ax.set_title(title)
     ax.set(xlabel=xlabel, ylabel=ylabel)
@@ -168,7 +169,7 @@ def heatmap(
     if values if values is not None else width <= 12:
         for i, j in np.ndindex(data.shape):
             if np.isfinite(data[i, j]):
-                dark = image.norm(data[i, j]) < 0.55
+                dark = float(np.asarray(image.norm(data[i, j]))) < 0.55
                 ax.text(
                     j, i, f"{data[i, j]:.{digits}f}", ha="center", va="center", fontsize=9,
                     color="white" if dark else "black",
@@ -196,8 +197,7 @@ def curves(
         references: name -> height of a dashed horizontal line (a baseline, the floor).
         colours: name -> colour, where a role does not say it.
     """
-    if ax is None:
-        _, ax = figure()
+    ax = ax or _new_axes()
     if logx:
         ax.set_xscale("log")
     if logy:
@@ -229,21 +229,20 @@ def label_ends(ax: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
     Args:
         ends: (x, y, name, colour) of each line's last point, in data units.
     """
-    low, high = ax.get_ylim()
+    ax.get_ylim()  # settles the limits that autoscaling still owes
     to_axes = ax.transLimits.transform
     scale = ax.transScale.transform
     heights = [float(to_axes(scale((x, y)))[1]) for x, y, _, _ in ends]
-    del low, high
     box = ax.get_window_extent().height or 250.0
     gap = 14.5 / box
     placed = dict(zip(range(len(ends)), heights, strict=True))
     order = sorted(placed, key=placed.__getitem__)
-    for before, after in zip(order, order[1:], strict=False):
+    for before, after in pairwise(order):
         placed[after] = max(placed[after], placed[before] + gap)
     overflow = max([placed[i] - 1.02 for i in order[-1:]], default=0.0)
     if overflow > 0:
         placed[order[-1]] -= overflow
-        for after, before in zip(order[::-1], order[-2::-1], strict=False):
+        for after, before in pairwise(order[::-1]):
             placed[before] = min(placed[before], placed[after] - gap)
     for index, (_, _, name, shade) in enumerate(ends):
         ax.annotate(
@@ -268,8 +267,7 @@ def bars(
         values: name -> number, or (number, low, high) for an interval.
         references: name -> position of a dashed vertical line.
     """
-    if ax is None:
-        _, ax = figure(height=0.9 + 0.42 * len(values))
+    ax = ax or _new_axes(height=0.9 + 0.42 * len(values))
     names = list(values)
     for index, name in enumerate(names):
         value, *interval = values[name] if isinstance(values[name], tuple) else (values[name],)
@@ -305,8 +303,7 @@ def confusion(
     """Counts, true class by row, predicted class by column; colour is the share of the row."""
     counts = np.asarray(_numpy(matrix), dtype=float)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    if ax is None:
-        _, ax = figure(width=2.4 + 0.85 * len(labels), height=1.3 + 0.5 * len(labels))
+    ax = ax or _new_axes(width=2.4 + 0.85 * len(labels), height=1.3 + 0.5 * len(labels))
     made = heatmap(
         shares, rows=labels, columns=labels, values=False, vmin=0, vmax=1, title=title, ax=ax,
         xlabel="predicted", ylabel="true",
@@ -333,18 +330,23 @@ def reliability(
     Args:
         confidence, accuracy, count: per bin: mean confidence, share right, examples in the bin.
     """
-    confidence, accuracy, count = (_numpy(part) for part in (confidence, accuracy, count))
-    if ax is None:
-        _, ax = figure(width=4.4, height=4.0)
-    keep = count > 0
+    sure, right, size = _numpy(confidence), _numpy(accuracy), _numpy(count)
+    ax = ax or _new_axes(width=4.4, height=4.0)
+    keep = size > 0
     ax.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1.2)
-    area = 20 + 380 * count[keep] / max(count.sum(), 1)
+    area = 20 + 380 * size[keep] / max(size.sum(), 1)
     shade = colour(name)
-    ax.plot(confidence[keep], accuracy[keep], color=shade, linewidth=1.2)
-    ax.scatter(confidence[keep], accuracy[keep], s=area, color=shade, alpha=0.75, linewidth=0)
+    ax.plot(sure[keep], right[keep], color=shade, linewidth=1.2)
+    ax.scatter(sure[keep], right[keep], s=area, color=shade, alpha=0.75, linewidth=0)
     ax.set(xlim=(0, 1.03), ylim=(0, 1.03), xlabel="confidence", ylabel="share right")
     ax.set_title(title)
     return _figure_of(ax)
+
+
+def _new_axes(width: float = 7.0, height: float = 3.6) -> Axes:
+    ax = figure(width=width, height=height)[1]
+    assert isinstance(ax, Axes)
+    return ax
 
 
 def _numpy(values: Any) -> np.ndarray:
@@ -363,7 +365,7 @@ def _register_png_formatter() -> None:
     """Displayed figures go through `png`, pyplot's included: small files, one look."""
     from IPython.core.getipython import get_ipython
 
-    shell = get_ipython()
+    shell: Any = get_ipython()
     if shell is None:
         return
     import matplotlib.pyplot  # noqa: F401  (activates the inline backend before we register)

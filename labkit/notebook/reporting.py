@@ -1,7 +1,7 @@
 """`report`: the chapter's numbers, as a table for people and as JSON for the course.
 
-The JSON travels inside the output of the cell, under a MIME type of its own. `labkit.course` reads it
-from the executed notebook, so that what a learner sees and what a test asserts are one thing.
+The JSON travels inside the output of the cell, under a MIME type of its own. `labkit.course` reads
+it from the executed notebook, so that what a learner sees and what a test asserts are one thing.
 """
 
 import math

@@ -1,8 +1,8 @@
 """`show`: the source of the package, as it is now, in the notebook.
 
-A chapter never copies code from the package. It shows the live source, so the two cannot drift. The
-output is Markdown with a fenced block: JupyterLab, Colab, GitHub and nbconvert colour it themselves,
-each in its own theme.
+A chapter never copies code from the package. It shows the live source, so the two cannot drift.
+The output is Markdown with a fenced block: JupyterLab, Colab, GitHub and nbconvert colour it
+themselves, each in its own theme.
 """
 
 import ast

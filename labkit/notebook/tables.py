@@ -124,9 +124,8 @@ def _format(value: Any, places: int) -> str:
     number = _number(value)
     if number is None:
         return str(value)
-    if number == int(number) if math.isfinite(number) else False:
-        if not isinstance(value, float) and not hasattr(value, "is_floating_point"):
-            return f"{int(number):,}"
+    if isinstance(value, int) or type(value).__name__.startswith(("int", "uint")):
+        return f"{int(value):,}"
     if number != 0 and abs(number) < 10**-places:
         return f"{number:.1e}"
     return f"{number:,.{places}f}"

@@ -1,12 +1,14 @@
 """Widgets: sliders to a picture, a text box to HTML, a chat.
 
-Every widget is one output with two faces: the live widget, and its first state as a plain picture or
-HTML. JupyterLab and Colab show the first; GitHub, nbviewer and headless runs show the second. Works with
-ipywidgets 7.7 and 8, whose front ends send the next slider position only after the last one is drawn.
+Every widget is one output with two faces: the live widget, and its first state as a plain picture
+or HTML. JupyterLab and Colab show the first; GitHub, nbviewer and headless runs show the second.
+Works with ipywidgets 7.7 and 8, whose front ends send the next slider position only after the last
+one is drawn.
 """
 
 import base64
 import inspect
+import sys
 import time
 from collections.abc import Callable, Sequence
 from html import escape
@@ -107,7 +109,7 @@ def explore(draw: Callable[..., Figure], **controls: Any) -> Explorer:
     Args:
         draw: called with one keyword per control; returns a matplotlib figure (plots.figure()). Its
             defaults are the first state: `def draw(temperature=1.0, mask=True)`.
-        controls: name = (low, high) or (low, high, step) for a slider (whole numbers if both ends are
+        controls: name = (low, high) or (low, high, step) for a slider (whole numbers if all are
             ints), a list for a menu, True or False for a tick box, or any ipywidgets control.
 
     Returns:
@@ -267,12 +269,6 @@ def _with_view(widget: Any, bundle: dict[str, Any]) -> dict[str, Any]:
 
 def _close_in_pyplot(drawn: Figure) -> None:
     """A figure from pyplot would be displayed a second time at the end of the cell."""
-    import sys
-
     pyplot = sys.modules.get("matplotlib.pyplot")
-    if (
-        pyplot is not None and drawn.number in pyplot.get_fignums()
-        if hasattr(drawn, "number")
-        else False
-    ):
+    if pyplot is not None and getattr(drawn, "number", None) in pyplot.get_fignums():
         pyplot.close(drawn)
