@@ -166,6 +166,7 @@ def _run_one(
     from papermill.exceptions import PapermillExecutionError
 
     written = out / chapter.path.name
+    written.unlink(missing_ok=True)  # an older run must not speak for this one
     began = time.perf_counter()
     error = None
     try:
@@ -174,16 +175,22 @@ def _run_one(
             str(written),
             parameters={"profile": profile, "seed": seed},
             kernel_name="python3",
+            language="python",
             cwd=str(chapter.path.parent),
             progress_bar={"desc": chapter.name, "unit": "cell"} if progress else False,  # type: ignore[arg-type]
             log_output=False,
+            extra_arguments=_KERNEL_ARGUMENTS,
         )
     except PapermillExecutionError as failure:
-        said = " ".join(str(failure.evalue).split())[:300]
-        error = f"cell [{failure.exec_count}] raised {failure.ename}: {said}"
+        # The parameters that papermill injects are a cell of their own, which the notebook has not.
+        number = (failure.exec_count or 1) - 1
+        first_line = failure.source.strip().splitlines()[0][:60]
+        error = (
+            f"cell [{number}] ({first_line}) raised {failure.ename}: {_one_line(failure.evalue)}"
+        )
     except Exception as failure:
         # The kernel died, the notebook is no notebook: the other chapters still run.
-        error = f"{type(failure).__name__}: {' '.join(str(failure).split())[:300]}"
+        error = f"{type(failure).__name__}: {_one_line(failure)}"
     result: dict[str, Any] = {
         "seconds": round(time.perf_counter() - began, 2),
         "peak_rss_mb": None,
@@ -195,6 +202,14 @@ def _run_one(
         result["metrics"] = payload.get("metrics", {})
         _write(written.with_suffix(".html"), to_html(written))
     return {**result, "error": error} if error else result
+
+
+def _one_line(said: object) -> str:
+    return " ".join(str(said).split())[:300]
+
+
+#: ipykernel 7 warns at every start that local sockets carry plain text; only errors are news here.
+_KERNEL_ARGUMENTS = ["--IPKernelApp.log_level=ERROR"]
 
 
 def execute(path: Path | str, out: Path | str, profile: str = "cpu") -> dict[str, Any]:
@@ -220,6 +235,7 @@ def execute(path: Path | str, out: Path | str, profile: str = "cpu") -> dict[str
         notebook,
         kernel_name="python3",
         timeout=3600,
+        extra_arguments=_KERNEL_ARGUMENTS,
         record_timing=False,
         resources={"metadata": {"path": str(Path(out).resolve().parent)}},
     )
@@ -256,7 +272,11 @@ def to_html(notebook: Path | str) -> str:
     content = _read(Path(notebook))
     content.metadata.pop("widgets", None)
     page, _ = HTMLExporter(config=config).from_notebook_node(content)
-    return page
+    return page.replace("</head>", f"<style>{_CODE_FONT}</style></head>", 1)
+
+
+#: nbconvert leaves fenced code inside outputs in the text font.
+_CODE_FONT = ".jp-RenderedMarkdown .highlight pre { font-family: monospace; font-size: 13px }"
 
 
 _PAGE = """<!doctype html>

@@ -134,8 +134,8 @@ def judge(it: Exercise, answer: Any) -> Verdict:
     except Wrong as wrong:
         return Verdict(it.number, "failed", str(wrong))
     except Exception as error:
-        # A class or a value of a surprising type: the checker's own line failed on it.
-        return Verdict(it.number, "failed", _in_words(error, answer))
+        # A function's own errors are words already; here the checker's line failed on the answer.
+        return Verdict(it.number, "failed", _in_words(error, None))
     return Verdict(it.number, "passed", praise or "Right on fresh random inputs.")
 
 

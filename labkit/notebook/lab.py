@@ -1,11 +1,10 @@
 """`start`: the first call of a chapter. It chooses the device, seeds everything and says so."""
 
 import platform
-import sys
 import time
 from dataclasses import dataclass
-from html import escape
 from importlib import metadata
+from platform import python_version
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +13,7 @@ from IPython.display import display
 
 from labkit import runtime
 from labkit.notebook import plots
+from labkit.notebook.tables import Table
 
 #: When the current chapter started (seconds of `time.perf_counter`) and which one it is.
 _current: dict[str, Any] = {"started": time.perf_counter(), "chapter": "", "profile": ""}
@@ -60,24 +60,19 @@ def start(profile: str = "auto", seed: int = 0, chapter: str = "") -> Lab:
     lab = Lab(profile, device, runtime.pick_precision(device), seed, chapter)
     plots.use_style()
     _current.update(started=time.perf_counter(), chapter=chapter, profile=profile)
-    versions = " · ".join(
-        f"{name} {metadata.version(name)}" for name in ("labkit", "torch", "transformers", "numpy")
-    )
     card = {
         "profile": profile,
         "device": f"{device} ({_device_name(device)})",
         "precision": lab.precision,
         "threads": str(torch.get_num_threads()),
         "seed": str(seed),
-        "versions": f"Python {sys.version.split()[0]} · {versions}",
     }
-    html = "".join(
-        f'<tr><th align="left" style="text-align:left">{name}</th>'
-        f'<td align="left" style="text-align:left">{escape(value)}</td></tr>'
-        for name, value in card.items()
+    names = ("labkit", "torch", "transformers", "numpy")
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in names)
+    shown = Table(
+        list(card), [list(card.values())], set(), f"Python {python_version()}, {versions}"
     )
-    text = "\n".join(f"{name:<10} {value}" for name, value in card.items())
-    display({"text/html": f"<table><tbody>{html}</tbody></table>", "text/plain": text}, raw=True)
+    display(shown)
     return lab
 
 

@@ -134,7 +134,7 @@ class LiveCurve:
 
     def _make_figure(self) -> None:
         # Fixed margins: a constrained layout would cost more than the drawing itself.
-        self._figure = Figure(figsize=(7.0, 3.3), dpi=100)
+        self._figure = Figure(figsize=(7.0, 3.3), dpi=100, layout="none")
         FigureCanvasAgg(self._figure)
         self._ax = ax = self._figure.add_axes((0.1, 0.16, 0.71, 0.67))
         (self._raw,) = ax.plot([], [], color=plots.ROLES["train"], alpha=0.25, linewidth=1)
@@ -143,6 +143,7 @@ class LiveCurve:
             [], [], color=plots.ROLES["validation"], marker="o", markersize=4, linewidth=1.4
         )
         ax.set(xlabel="step", ylabel=self.ylabel)
+        ax.locator_params(nbins=5)  # tick labels are most of the cost of drawing
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(color="#E6E6E6", linewidth=0.8)
         ax.set_axisbelow(True)
