@@ -79,7 +79,7 @@ def test_has_the_cells_that_tools_rely_on(chapter):
     counts = Counter(tag for cell in cells(chapter) for tag in tags(cell))
     assert (counts["parameters"], counts["colab"], counts["imports"]) == (1, 1, 1)
     (parameters,) = [cell for cell in cells(chapter) if "parameters" in tags(cell)]
-    assert parameters.source.split() == 'profile = "auto" seed = 0'.split()
+    assert parameters.source.split() == ["profile", "=", '"auto"', "seed", "=", "0"]
 
 
 @every_chapter

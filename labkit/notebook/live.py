@@ -134,7 +134,8 @@ class LiveCurve:
 
     def _make_figure(self) -> None:
         # Fixed margins: a constrained layout would cost more than the drawing itself.
-        self._figure = Figure(figsize=(7.0, 3.3), dpi=100, layout="none")
+        self._figure = Figure(figsize=(7.0, 3.3), dpi=100)
+        self._figure.set_layout_engine("none")
         FigureCanvasAgg(self._figure)
         self._ax = ax = self._figure.add_axes((0.1, 0.16, 0.71, 0.67))
         (self._raw,) = ax.plot([], [], color=plots.ROLES["train"], alpha=0.25, linewidth=1)
