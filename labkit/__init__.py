@@ -39,9 +39,15 @@ MODULES = (
     "train",
     "strategies",
     "generate",
-    "bench",
     "course",
     "notebook",
+    "options",
+    "shell",
+    "pretraining",
+    "finetuning",
+    "inspecting",
+    "doctor",
+    "bench",
 )
 
 
