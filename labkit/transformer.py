@@ -18,7 +18,6 @@ SwiGLU, rotary); Xiong et al. 2020 (pre- against post-norm); Zhang and Sennrich 
 Shazeer 2020 (SwiGLU).
 """
 
-import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -96,24 +95,12 @@ class TransformerConfig:
     """A language-model head when num_labels is 0; False: hidden states only (logits are None)."""
 
     def __post_init__(self):
-        width = self.d_model
-        gated = self.activation == "swiglu"
-        fill = {
-            "num_kv_heads": self.num_heads,
-            "d_ff": 64 * math.ceil(8 * width / 3 / 64) if gated else 4 * width,
-        }
-        for name, value in fill.items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, value)
-        self._check()
-
-    def _check(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
             value, choices = getattr(self, name), get_args(hint)
             if get_origin(hint) is Literal and value not in choices:
                 raise LabError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
             low = 0 if name in ("token_types", "num_labels") else 1
-            if int in (hint, *choices) and hint is not bool and value < low:
+            if int in (hint, *choices) and value is not None and value < low:
                 raise LabError(f"{name} is {value}; it must be at least {low}")
         if self.d_model % self.num_heads:
             raise LabError(
@@ -144,13 +131,16 @@ class TransformerConfig:
 
     @property
     def kv_heads(self) -> int:
-        """G, num_kv_heads with its default filled in."""
-        return self.num_kv_heads or self.num_heads
+        """G, num_kv_heads or its default."""
+        return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
 
     @property
     def ffn_width(self) -> int:
-        """F, d_ff with its default filled in."""
-        return self.d_ff or 4 * self.d_model
+        """F, d_ff or its default."""
+        if self.d_ff is not None:
+            return self.d_ff
+        gated = self.activation == "swiglu"
+        return 64 * math.ceil(8 * self.d_model / 3 / 64) if gated else 4 * self.d_model
 
     @property
     def has_lm_head(self) -> bool:
@@ -537,8 +527,3 @@ def _initialise(module: nn.Module) -> None:
         nn.init.normal_(module.weight, std=0.02)
     if isinstance(module, nn.Linear) and module.bias is not None:
         nn.init.zeros_(module.bias)
-
-
-def config_to_dict(config: TransformerConfig) -> dict[str, Any]:
-    """The config as JSON-ready values; `TransformerConfig(**d)` reads it back."""
-    return dataclasses.asdict(config)
