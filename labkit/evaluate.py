@@ -362,26 +362,28 @@ def error_table(
     count: int = 10,
     width: int = 160,
 ) -> pd.DataFrame:
-    """The wrong predictions, the most confident first: read them before you change the model.
+    """The examples with the largest loss, -ln p(label), worst first: read them before you act.
+
+    Mistakes come first, then near misses: rows where `predicted` equals `label`.
 
     Returns:
-        At most `count` rows: `index` (row of the input), `label`, `predicted`, `confidence` (in the
-        predicted class), `p(label)`, `text` (first `width` characters).
+        `count` rows: `index` (row of the input), `label`, `predicted`, `p(label)`, `p(predicted)`,
+        `text` (first `width` characters, white space collapsed).
     """
     import pandas as pd
 
     probabilities = np.asarray(probabilities_NC, dtype=np.float64)
     predicted, labels = _classes(probabilities.argmax(1), labels_N)
-    wrong = np.flatnonzero(predicted != labels)
-    wrong = wrong[np.argsort(-probabilities.max(1)[wrong], kind="stable")][:count]
+    of_label = probabilities[np.arange(len(labels)), labels]
+    worst = np.argsort(of_label, kind="stable")[:count]
     return pd.DataFrame(
         {
-            "index": wrong,
-            "label": [class_names[c] for c in labels[wrong]],
-            "predicted": [class_names[c] for c in predicted[wrong]],
-            "confidence": probabilities[wrong, predicted[wrong]],
-            "p(label)": probabilities[wrong, labels[wrong]],
-            "text": [_shorten(texts[int(i)], width) for i in wrong],
+            "index": worst,
+            "label": [class_names[c] for c in labels[worst]],
+            "predicted": [class_names[c] for c in predicted[worst]],
+            "p(label)": of_label[worst],
+            "p(predicted)": probabilities.max(1)[worst],
+            "text": [_shorten(texts[int(i)], width) for i in worst],
         }
     )
 

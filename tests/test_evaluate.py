@@ -207,13 +207,15 @@ def test_bootstrap_bad_input(arrays, options, message):
         evaluate.bootstrap_interval(lambda *a: 0.0, *arrays, **options)
 
 
-def test_error_table_shows_the_most_confident_mistake_first():
-    probabilities = np.array([[0.9, 0.1], [0.4, 0.6], [0.8, 0.2], [0.01, 0.99]])
-    labels = [0, 0, 1, 0]
-    texts = ["right", "unsure", "wrong " * 50, "sure"]
-    table = evaluate.error_table(texts, probabilities, labels, ["a", "b"], count=2, width=20)
-    assert table["index"].tolist() == [3, 2]
-    assert table["predicted"].tolist() == ["b", "a"]
-    assert table["label"].tolist() == ["a", "b"]
-    assert table["p(label)"].tolist() == pytest.approx([0.01, 0.2])
+def test_error_table_shows_the_largest_loss_first_and_ends_with_near_misses():
+    probabilities = np.array([[0.9, 0.1], [0.4, 0.6], [0.8, 0.2], [0.01, 0.99], [0.7, 0.3]])
+    labels = [0, 0, 1, 0, 0]
+    texts = ["right", "unsure", "wrong " * 50, "sure  and\nwrong", "near miss"]
+    table = evaluate.error_table(texts, probabilities, labels, ["a", "b"], count=4, width=20)
+    assert table["index"].tolist() == [3, 2, 1, 4]
+    assert table["predicted"].tolist() == ["b", "a", "b", "a"]
+    assert table["label"].tolist() == ["a", "b", "a", "a"]
+    assert table["p(label)"].tolist() == pytest.approx([0.01, 0.2, 0.4, 0.7])
+    assert table["p(predicted)"].tolist() == pytest.approx([0.99, 0.8, 0.6, 0.7])
+    assert table["text"][0] == "sure and wrong"
     assert table["text"].str.len().max() <= 20
