@@ -1,0 +1,201 @@
+"""The command line: `labkit COMMAND`, or `python -m labkit COMMAND`, also under torchrun.
+
+    arguments -> options.<Command> -> the module that does the work -> exit code
+
+0: done. 1: a chapter failed, or something essential is missing. 2: bad input, one sentence on
+stderr. 130: stopped by hand. Modules load when their command runs, so `--help` is quick.
+"""
+
+import dataclasses
+import importlib.util
+import inspect
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+import labkit
+from labkit import options as commands
+from labkit.errors import LabError
+
+DESCRIPTION = """LLM Lab: learn how large language models work by training them.
+
+Begin with `labkit run 00` (five minutes) or `labkit lab`; `labkit doctor` says what is missing."""
+
+
+def parse(arguments: Sequence[str]) -> Any:
+    """Arguments to the options of one command; a resumed run starts from its saved options.
+
+    Raises:
+        SystemExit: with code 2 after an unknown option or value was named, 0 after --help.
+        LabError: the run folder to resume cannot be used.
+    """
+    chosen = _cli(arguments, commands.COMMANDS)
+    if getattr(chosen, "resume", False):
+        name = next(n for n, default in commands.COMMANDS.items() if type(default) is type(chosen))
+        saved = commands.saved_options(chosen.out, name)
+        if saved is not None:
+            began = commands.from_dict(type(chosen), saved)
+            began = dataclasses.replace(began, resume=False)  # the flag is given again
+            chosen = _cli(arguments, {**commands.COMMANDS, name: began})
+    return chosen
+
+
+def _cli(arguments: Sequence[str], defaults: dict[str, Any]) -> Any:
+    # The list of commands gives each a line, the help of one command all that it says of itself.
+    said = {name: inspect.getdoc(type(default)) or "" for name, default in defaults.items()}
+    if not arguments or arguments[0] not in defaults:
+        said = {name: text.split("\n")[0] for name, text in said.items()}
+    kinds = tyro.extras.subcommand_type_from_defaults(defaults, said, prefix_names=False)
+    return tyro.cli(
+        kinds,
+        args=list(arguments),
+        prog="labkit",
+        description=DESCRIPTION,
+        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
+    )
+
+
+# --- one function a command --------------------------------------------------------------------
+
+
+def _run(options: commands.Run) -> int:
+    from labkit import course
+
+    course.run(options.chapters, options.profile, options.out, seed=options.seed)
+    print(f"the report is in {options.out / 'index.html'}")
+    return 0
+
+
+def _pretrain(options: commands.Pretrain) -> int:
+    from labkit.pretraining import pretrain
+
+    pretrain(options)
+    return 0
+
+
+def _finetune(options: commands.Finetune) -> int:
+    from labkit.finetuning import finetune
+
+    finetune(options)
+    return 0
+
+
+def _generate(options: commands.Generate) -> int:
+    from labkit import inspecting
+
+    inspecting.generate(options)
+    return 0
+
+
+def _evaluate(options: commands.Evaluate) -> int:
+    from labkit import inspecting
+
+    inspecting.evaluate(options)
+    return 0
+
+
+def _bench(options: commands.Bench) -> int:
+    from labkit import bench
+
+    bench.main(options.json, options.quick)
+    return 0
+
+
+def _lab(options: commands.Lab) -> int:
+    from labkit import course
+
+    commands.check(1 <= options.port <= 65535, options, "port", "1 to 65535")
+    if importlib.util.find_spec("jupyterlab") is None:
+        raise LabError("JupyterLab is not installed: run pip install 'labkit[lab]'")
+    folder = course.notebooks_folder()
+    command = [
+        *(sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={folder}"),
+        *("--ServerApp.ip=127.0.0.1", f"--ServerApp.port={options.port}"),
+        *(() if options.browser else ("--no-browser",)),
+        *(("--allow-root",) if hasattr(os, "geteuid") and os.geteuid() == 0 else ()),
+    ]
+    os.execv(sys.executable, command)
+
+
+def _doctor(options: commands.Doctor) -> int:
+    from labkit import doctor
+
+    return doctor.main(measure=not options.quick)
+
+
+WORK: dict[type, Callable[[Any], int]] = {
+    commands.Run: _run,
+    commands.Pretrain: _pretrain,
+    commands.Finetune: _finetune,
+    commands.Generate: _generate,
+    commands.Evaluate: _evaluate,
+    commands.Bench: _bench,
+    commands.Lab: _lab,
+    commands.Doctor: _doctor,
+}
+
+
+# --- errors in one sentence --------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if given == ["--version"]:
+        print(f"labkit {labkit.__version__}")
+        return 0
+    warnings.showwarning = _show_warning
+    try:
+        chosen = parse(given)
+        return WORK[type(chosen)](chosen)
+    except LabError as error:
+        _complain(str(error))
+        return getattr(error, "exit_code", 2)
+    except KeyboardInterrupt:
+        _complain("stopped by hand")
+        return 130
+    except BrokenPipeError:  # the reader of our output has left, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        sentence = _foreseen(error, getattr(locals().get("chosen"), "out", None))
+        if sentence is None:
+            raise
+        _complain(sentence)
+        return 2
+
+
+def _foreseen(error: Exception, out: Path | None) -> str | None:
+    """A sentence for errors of the machine that any command may meet."""
+    from labkit.shell import is_disk_full
+
+    if is_disk_full(error):
+        where = f" of {str(out)!r}" if out is not None else ""
+        return f"the disk{where} is full: free some space and resume, older checkpoints are intact"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename} cannot be used ({error.strerror}): check path and rights"
+    return None
+
+
+def _complain(sentence: str) -> None:
+    rank = os.environ.get("RANK", "0")
+    who = "labkit" if rank == "0" else f"labkit (rank {rank})"
+    print(f"{who}: {' '.join(sentence.split())}", file=sys.stderr, flush=True)
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any
+) -> None:
+    if Path(filename).parent == Path(__file__).parent:
+        _complain(str(message))
+    else:
+        print(warnings.formatwarning(message, category, filename, lineno), file=sys.stderr, end="")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,335 @@
+"""What each command of `labkit` takes: one frozen dataclass a command, one docstring a field.
+
+    labkit pretrain --data my.txt --steps 500   -> tyro -> Pretrain(data=("my.txt",), steps=500)
+    config.json of a run  -> from_dict -> the same Pretrain: `--resume` needs nothing but `--out`
+
+`labkit --help` is made from this module alone, so it imports neither torch nor any data library.
+"""
+
+import dataclasses
+import json
+import types
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
+
+from tyro.conf import Positional
+
+from labkit.errors import LabError
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Device = Literal["auto", "cpu", "cuda"]
+T = TypeVar("T")
+
+#: Fields that may change when a run is resumed: they do not change what is learned.
+FREE_ON_RESUME = {
+    "out", "resume", "micro_batch_size", "device", "compile", "parallel", "save_every", "keep",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """Run chapters of the course headlessly and write a report."""
+
+    chapters: Positional[tuple[str, ...]] = ()
+    """Chapters by number or name, such as 00 or 03_attention; none means all."""
+    profile: Literal["auto", "smoke", "cpu", "gpu"] = "auto"
+    """Sizes: smoke (seconds), cpu (minutes), gpu; auto reads LABKIT_PROFILE, else the machine."""
+    out: Path = Path("runs/course")
+    """Folder for the executed notebooks, metrics.json and index.html."""
+    seed: int = 0
+    """The notebooks' seed, 0 to 2^32 - 1."""
+
+
+@dataclass(frozen=True)
+class Pretrain:
+    """Pretrain a language model on text, from random weights or from a model folder.
+
+    Data are corpora (see `labkit doctor`) or your own files: txt, md, csv, jsonl, or a folder of
+    them. On several GPUs or processes: torchrun --nproc-per-node N -m labkit pretrain ...
+    """
+
+    data: tuple[str, ...] = ("web_bible",)
+    """Corpus names, text files (txt, md, csv, jsonl) or folders; one or more."""
+    out: Path = Path("runs/pretrain")
+    """Run folder: config.json, metrics.jsonl, data/, checkpoints/, model/."""
+    resume: bool = False
+    """Continue the run in `out` from its newest good checkpoint, with its saved options."""
+    init: Path | None = None
+    """Model folder to continue from (config.json, safetensors, tokenizer); None: random weights."""
+    tokenizer: Path | None = None
+    """Folder with a tokenizer.json; None: that of `init`, or train one on the data."""
+    vocab_size: int = 4096
+    """Tokens of a newly trained tokenizer, at least 260."""
+    text_column: str = "text"
+    """Column of csv and jsonl files that holds the text."""
+    size: Literal["tiny", "small", "medium", "base"] = "small"
+    """One dial: tiny 2 layers x 128, small 6 x 192, medium 8 x 384, base 12 x 768 (d_model)."""
+    architecture: Literal["llama", "gpt2"] = "llama"
+    """llama: RMSNorm, SwiGLU, rotary positions; gpt2: LayerNorm, GELU, learned positions."""
+    d_model: int | None = None
+    """Width, a multiple of num_heads; None: from size."""
+    num_layers: int | None = None
+    """Blocks, at least 1; None: from size."""
+    num_heads: int | None = None
+    """Attention heads, a divisor of d_model; None: from size."""
+    d_ff: int | None = None
+    """Feed-forward width, at least 1; None: 4 d_model (gpt2) or 8/3 d_model (llama)."""
+    dropout: float = 0.0
+    """Probability in [0, 1)."""
+    context_length: int = 256
+    """Tokens the model sees at once, at least 1."""
+    batch_tokens: int = 8192
+    """Tokens per update over all processes, a multiple of context_length."""
+    steps: int = 1000
+    """Updates in the whole run, at least 1."""
+    learning_rate: float = 1e-3
+    """Peak rate of AdamW, above 0; continuing a pretrained model wants less (1e-4)."""
+    warmup_steps: int | None = None
+    """Updates of linear warm-up, 0 or more; None: a twentieth of steps, at most 200."""
+    weight_decay: float = 0.1
+    """Decoupled decay of matrices, 0 or more."""
+    grad_clip: float = 1.0
+    """Largest L2 norm of the gradient, 0 (off) or more."""
+    eval_every: int = 100
+    """Updates between evaluations, 0 (only at the end) or more."""
+    eval_tokens: int = 65536
+    """Validation tokens read in each of them, at least 1; the last one reads all."""
+    save_every: int = 100
+    """Updates between checkpoints, 0 (only at the end) or more."""
+    keep: int = 2
+    """Newest checkpoints to keep, at least 1."""
+    micro_batch_size: int | None = None
+    """Windows at a time on one process, at least 1 (never changes the result); None: all."""
+    seed: int = 0
+    """Of weights, data order and dropout, 0 to 2^32 - 1."""
+    precision: Precision = "auto"
+    """Number format of matrix products; auto: what this machine does fastest, measured."""
+    device: Device = "auto"
+    """Where to train; auto: CUDA where there is one."""
+    compile: bool = False
+    """Compile the model with torch.compile (about 20 s at the start)."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Under torchrun: ddp copies the weights to each process, fsdp shards them."""
+
+
+@dataclass(frozen=True)
+class Finetune:
+    """Fine-tune a pretrained model on your own labelled texts, instructions or stories.
+
+    A csv or jsonl file with the columns text and label trains a classifier; prompt and answer
+    train a language model to answer; text alone (or a txt file) continues its pretraining.
+    """
+
+    data: str = "bbc_news"
+    """A labelled corpus (bbc_news) or a csv, tsv, jsonl or txt file."""
+    out: Path = Path("runs/finetune")
+    """Run folder: config.json, metrics.jsonl, evaluation.json, checkpoints/, best/, model/."""
+    resume: bool = False
+    """Continue the run in `out` from its newest good checkpoint, with its saved options."""
+    model: str = "minilm"
+    """minilm (the encoder that comes with the lab), a model folder or a run folder."""
+    task: Literal["auto", "classification", "instruction", "text"] = "auto"
+    """What to learn; auto: from the columns of the data."""
+    validation: Path | None = None
+    """File for early stopping; None: a tenth of data, chosen by content."""
+    test: Path | None = None
+    """File for the final score, read once; None: a tenth of data, chosen by content."""
+    text_column: str = "text"
+    """Column with the text."""
+    label_column: str = "label"
+    """Column with the class."""
+    prompt_column: str = "prompt"
+    """Column with the question or instruction."""
+    answer_column: str = "answer"
+    """Column with the answer."""
+    strategy: Literal["full", "head"] = "full"
+    """Train every parameter, or only the task's own layer."""
+    epochs: float = 3.0
+    """Passes over the training examples, above 0."""
+    batch_size: int = 32
+    """Examples per update over all processes, at least 1."""
+    max_length: int = 128
+    """Longest example in tokens, at least 2; longer ones are cut."""
+    learning_rate: float | None = None
+    """Peak rate of AdamW, above 0; None: 5e-5 (1e-3 for head)."""
+    weight_decay: float = 0.01
+    """Decoupled decay of matrices, 0 or more."""
+    warmup: float = 0.1
+    """Share of the updates spent on warm-up, 0 to 1."""
+    grad_clip: float = 1.0
+    """Largest L2 norm of the gradient, 0 (off) or more."""
+    patience: int = 3
+    """Evaluations (two an epoch) without a better validation loss before stopping; 0: never."""
+    save_every: int = 0
+    """Updates between checkpoints, 0 (only at the end) or more."""
+    keep: int = 2
+    """Newest checkpoints to keep, at least 1."""
+    micro_batch_size: int | None = None
+    """Examples at a time on one process, at least 1 (never changes the result); None: all."""
+    seed: int = 0
+    """Of the new layer, data order and dropout, 0 to 2^32 - 1."""
+    precision: Precision = "auto"
+    """Number format of matrix products; auto: what this machine does fastest, measured."""
+    device: Device = "auto"
+    """Where to train; auto: CUDA where there is one."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Under torchrun: ddp copies the weights to each process, fsdp shards them."""
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Continue a prompt with a language model."""
+
+    model: Positional[Path] = Path("runs/pretrain")
+    """Run folder or model folder."""
+    prompt: str = ""
+    """Text to continue; empty: begin a new text."""
+    chat: bool = False
+    """Put the prompt as a question, as instruction fine-tuning does."""
+    max_new_tokens: int = 100
+    """Tokens to write, at least 1."""
+    temperature: float = 0.8
+    """0 takes the likeliest token; above 0 samples, more evenly the higher."""
+    top_k: int | None = None
+    """Sample among the k likeliest tokens, at least 1; None: all."""
+    top_p: float | None = None
+    """Sample among the likeliest tokens that hold this probability, in (0, 1]; None: all."""
+    samples: int = 1
+    """Texts to write, at least 1."""
+    seed: int = 0
+    """Of the sampling, 0 to 2^32 - 1."""
+    device: Device = "auto"
+    """Where to run."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Score a model on data: bits per byte of a language model, accuracy of a classifier."""
+
+    model: Positional[Path] = Path("runs/pretrain")
+    """Run folder or model folder."""
+    data: tuple[str, ...] = ()
+    """Corpora (their test split) or your own files (all of them); one or more."""
+    split: Literal["train", "validation", "test"] | None = None
+    """Split to read; None: test of a corpus, everything in a file."""
+    text_column: str = "text"
+    """Column with the text."""
+    label_column: str = "label"
+    """Column with the class."""
+    context_length: int | None = None
+    """Tokens at once, at least 1; None: what the model was made for, at most 1024."""
+    batch_size: int = 16
+    """Examples at a time, at least 1."""
+    precision: Precision = "fp32"
+    """Number format of matrix products."""
+    device: Device = "auto"
+    """Where to run."""
+    json: bool = False
+    """Print one JSON object instead of a table."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Measure speed: tokens per second against other trainers, memory, import time."""
+
+    json: bool = False
+    """Print one JSON object."""
+    quick: bool = False
+    """Fewer repeats: a minute instead of several."""
+
+
+@dataclass(frozen=True)
+class Lab:
+    """Open the course in JupyterLab, on this machine only, behind its token."""
+
+    port: int = 8888
+    """Port on localhost, 1 to 65535; the next free one is taken if it is in use."""
+    browser: bool = True
+    """Open a browser window; --no-browser prints the address only."""
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Say what this machine is, what is missing and what to do."""
+
+    quick: bool = False
+    """Skip the measurements of speed."""
+
+
+#: Commands in the order in which `labkit --help` lists them, with their defaults.
+COMMANDS: dict[str, Any] = {
+    "run": Run(),
+    "pretrain": Pretrain(),
+    "finetune": Finetune(),
+    "generate": Generate(),
+    "evaluate": Evaluate(),
+    "bench": Bench(),
+    "lab": Lab(),
+    "doctor": Doctor(),
+}
+
+
+def check(good: bool, options: Any, name: str, allowed: str) -> None:
+    """Raise a LabError that names an impossible option, its value and what is allowed."""
+    if not good:
+        raise LabError(f"{name} {getattr(options, name)} is out of range: choose {allowed}")
+
+
+def to_dict(options: Any) -> dict[str, Any]:
+    """Options as JSON holds them."""
+    return json.loads(json.dumps(dataclasses.asdict(options), default=str))
+
+
+def from_dict(kind: type[T], values: dict[str, Any]) -> T:
+    """Options of a command from what `to_dict` gave; unknown keys are named.
+
+    Raises:
+        LabError: a key is no option of this command.
+    """
+    hints = get_type_hints(kind)
+    if unknown := sorted(set(values) - set(hints)):
+        known = ", ".join(hints)
+        raise LabError(f"{unknown[0]!r} is no option of {kind.__name__}: choose among {known}")
+    return kind(**{name: _as(hints[name], value) for name, value in values.items()})
+
+
+def _as(hint: Any, value: Any) -> Any:
+    kinds = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if value is not None and Path in kinds:
+        return Path(value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def saved_options(out: Path, command: str) -> dict[str, Any] | None:
+    """The options with which the run in `out` began, or None where there is no run.
+
+    Raises:
+        LabError: the folder holds a run of another command, or its config.json is damaged.
+    """
+    file = out / "config.json"
+    if not file.exists():
+        return None
+    try:
+        saved = json.loads(file.read_text(encoding="utf-8"))
+        owner, values = saved.get("command"), saved.get("options")
+    except (ValueError, AttributeError) as error:
+        raise LabError(f"{file} is damaged ({error}): choose another --out") from error
+    if owner != command or not isinstance(values, dict):
+        raise LabError(
+            f"{out} holds a run of {owner or 'another program'}, not of labkit {command}: choose "
+            "another --out"
+        )
+    return values
+
+
+def check_same(options: Any, saved: dict[str, Any], out: Path) -> None:
+    """Raise a LabError where a resumed run would learn something else than it began with."""
+    for name, value in to_dict(options).items():
+        if name not in FREE_ON_RESUME and name in saved and saved[name] != value:
+            raise LabError(
+                f"{name} {value} differs from {saved[name]}, with which {out} began: resume with "
+                f"{saved[name]}, or choose another --out"
+            )

@@ -1,0 +1,318 @@
+"""`labkit pretrain`: from text to a model folder that `transformers` opens.
+
+    data (corpora, files, folders) -> tokenizer -> out/data/*.tokens, one stream a split
+    out/data -> windows -> train.train -> out/checkpoints, out/best
+    weights  -> out/model, out/evaluation.json: bits per byte of each corpus
+
+Data are prepared in a temporary folder that is renamed at the end, and bad input is found before:
+a run folder holds a whole preparation or none. Everything in it is a pure function of the options,
+so a run that was killed at any moment continues with `--resume`.
+
+Sources: Hoffmann et al. 2022, arXiv:2203.15556 (6 FLOPs a parameter and token).
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import ConcatDataset, Dataset, Subset
+
+from labkit import corpora, interop, runtime
+from labkit.batches import Batches, Windows, read_tokens, write_tokens
+from labkit.errors import LabError
+from labkit.objectives import causal_lm
+from labkit.options import Pretrain, check, check_same, saved_options, to_dict
+from labkit.runs import TrainConfig
+from labkit.shell import (
+    Contexts,
+    Progress,
+    check_free,
+    claim,
+    first,
+    longest_context,
+    model_folder,
+    open_lm,
+    quiet_libraries,
+    say,
+    score_text,
+    table,
+    token_stream,
+    whole,
+    write_json,
+)
+from labkit.tokenizers import SMALLEST_VOCABULARY, Tokenizer, train_bpe
+from labkit.train import train
+from labkit.transformer import Transformer, TransformerConfig
+
+#: The dial: layers, d_model, heads.
+SIZES = {
+    "tiny": (2, 128, 4),
+    "small": (6, 192, 6),
+    "medium": (8, 384, 6),
+    "base": (12, 768, 12),
+}
+
+
+def pretrain(options: Pretrain) -> dict[str, Any] | None:
+    """Run the command.
+
+    Returns:
+        What evaluation.json holds; None on ranks other than 0, or when stopped by hand.
+
+    Raises:
+        LabError: an option, the data or the run folder cannot be used.
+    """
+    quiet_libraries()
+    with runtime.distributed() as here:
+        options = first(here, lambda: prepare(options))
+        facts = json.loads((options.out / "data" / "data.json").read_text())
+        tokenizer = Tokenizer.load(options.out / "data" / "tokenizer")
+        torch.manual_seed(options.seed)
+        model = _build(options, tokenizer.vocab_size)
+        batches, validation = _batches(options, facts, tokenizer)
+        if here.rank == 0:
+            _describe(options, model, facts, batches)
+        progress = Progress()
+        try:
+            result = train(
+                model,
+                causal_lm,
+                batches,
+                train_config(options),
+                validation=validation,
+                on_step=progress,
+            )
+        finally:
+            progress.close()
+        if result.stopped == "interrupted":
+            say(f"stopped by hand; continue with: labkit pretrain --resume --out {options.out}")
+            raise KeyboardInterrupt
+        model = whole(model, here, options.parallel, lambda: _build(options, tokenizer.vocab_size))
+        if here.rank:
+            return None
+        return _finish(options, model, tokenizer, facts, result.steps)
+
+
+# --- before training ---------------------------------------------------------------------------
+
+
+def train_config(options: Pretrain) -> TrainConfig:
+    """The loop's settings; checks their ranges."""
+    shared = {f.name for f in dataclasses.fields(TrainConfig)} & set(vars(options))
+    settings: dict[str, Any] = {name: getattr(options, name) for name in shared}
+    if settings["warmup_steps"] is None:
+        settings["warmup_steps"] = min(200, options.steps // 20)
+    return TrainConfig(**settings)
+
+
+def model_config(options: Pretrain, vocab_size: int) -> TransformerConfig:
+    """The shape of a new model: the size dial, then what was given by hand."""
+    num_layers, d_model, num_heads = SIZES[options.size]
+    shape = {
+        "vocab_size": vocab_size,
+        "context_length": options.context_length,
+        "num_layers": options.num_layers if options.num_layers is not None else num_layers,
+        "d_model": options.d_model if options.d_model is not None else d_model,
+        "num_heads": options.num_heads if options.num_heads is not None else num_heads,
+        "d_ff": options.d_ff,
+        "dropout": options.dropout,
+    }
+    named = TransformerConfig.llama if options.architecture == "llama" else TransformerConfig.gpt2
+    return named(**shape)
+
+
+def prepare(options: Pretrain) -> Pretrain:
+    """Check everything, then write data/ and config.json into the run folder, once.
+
+    Returns:
+        The options with each `None` and `auto` resolved; a resumed run gets the same ones.
+    """
+    out = options.out
+    _check(options)
+    check_free(out, options.resume)
+    saved = saved_options(out, "pretrain")
+    if saved is not None:
+        check_same(options, saved, out)
+        if (out / "data" / "data.json").exists():
+            return options
+    elif options.resume:
+        say(f"nothing to resume in {out}: starting")
+    device = runtime.pick_device(options.device)
+    options = dataclasses.replace(
+        options,
+        precision=runtime.pick_precision(device, options.precision),
+        warmup_steps=train_config(options).warmup_steps,
+    )
+    with claim(out / "data") as folder:
+        tokenizer = _write_data(options, folder)
+        model = _build(options, tokenizer.vocab_size)
+    ours = isinstance(model, Transformer)
+    shape = dataclasses.asdict(model.config) if ours else str(options.init)
+    write_json(
+        out / "config.json",
+        {"command": "pretrain", "options": to_dict(options), "model": shape},
+    )
+    return options
+
+
+def _check(options: Pretrain) -> None:
+    train_config(options)
+    T, tokens = options.context_length, options.batch_tokens
+    check(len(options.data) > 0, options, "data", "one or more corpora, files or folders")
+    check(T >= 1, options, "context_length", "at least 1")
+    if tokens < T or tokens % T:
+        raise LabError(
+            f"batch_tokens {tokens} is no multiple of context_length {T}: choose "
+            f"{max(1, round(tokens / T)) * T}"
+        )
+    check(options.eval_tokens >= 1, options, "eval_tokens", "at least 1")
+    check(0 <= options.seed < 2**32, options, "seed", f"0 to {2**32 - 1}")
+    ranks = runtime.world().size
+    if tokens // T % ranks:
+        raise LabError(
+            f"batch_tokens {tokens} holds {tokens // T} windows, which do not divide among {ranks} "
+            f"processes: choose a multiple of {ranks * T}"
+        )
+    if options.init is None and options.tokenizer is None:
+        least = SMALLEST_VOCABULARY
+        if options.vocab_size < least:
+            raise LabError(
+                f"vocab_size {options.vocab_size} is smaller than the alphabet: 256 bytes and the "
+                f"special tokens need at least {least}"
+            )
+    if options.init is None:
+        model_config(options, max(options.vocab_size, 1))
+    else:
+        model_folder(options.init)
+
+
+def _write_data(options: Pretrain, folder: Path) -> Tokenizer:
+    sources = [
+        corpora.load(source, **_columns(source, options.text_column)) for source in options.data
+    ]
+    if options.tokenizer is not None:
+        tokenizer = Tokenizer.from_pretrained(options.tokenizer)
+    elif options.init is not None:
+        tokenizer = Tokenizer.from_pretrained(model_folder(options.init))
+    else:
+        texts = (text for splits in sources for text in splits["train"]["text"])
+        tokenizer = train_bpe(texts, options.vocab_size)
+    tokenizer.save(folder / "tokenizer")
+
+    def written(name: str, documents: Iterator[list[int]]) -> int:
+        size, end = tokenizer.vocab_size, tokenizer.end_of_text_id
+        return len(write_tokens(folder / name, documents, size, end))
+
+    together = [text for splits in sources for text in splits["train"]["text"]]
+    count = written("train.tokens", token_stream(tokenizer, together))
+    Windows(read_tokens(folder / "train.tokens"), options.context_length)  # long enough?
+    facts: dict[str, Any] = {
+        "train": {"tokens": count, "bytes": _bytes(together), "documents": len(together)},
+        "validation": [],
+    }
+    for number, (source, splits) in enumerate(zip(options.data, sources, strict=True)):
+        texts = list(splits["validation"]["text"])
+        name = f"validation-{number}.tokens"
+        count = written(name, token_stream(tokenizer, texts))
+        facts["validation"].append(
+            {"name": source, "file": name, "tokens": count, "bytes": _bytes(texts)}
+        )
+    write_json(folder / "data.json", facts)
+    return tokenizer
+
+
+def _columns(source: str, text_column: str) -> dict[str, Any]:
+    """Only one's own files have columns to choose."""
+    own = source not in corpora.names() and not source.startswith("hub:")
+    return {"text_column": text_column} if own else {}
+
+
+def _bytes(texts: list[str]) -> int:
+    return sum(len(text.encode()) for text in texts)
+
+
+def _build(options: Pretrain, vocab_size: int) -> nn.Module:
+    if options.init is None:
+        torch.manual_seed(options.seed)
+        return Transformer(model_config(options, vocab_size))
+    folder = model_folder(options.init)
+    model: Any = open_lm(folder)
+    longest, known = longest_context(model), model.config.vocab_size
+    if options.context_length > longest:
+        raise LabError(
+            f"context_length {options.context_length} is longer than the {longest} tokens that "
+            f"{folder} was made for: choose at most {longest}"
+        )
+    if vocab_size > known:
+        raise LabError(
+            f"the tokenizer has {vocab_size} tokens and {folder} knows {known}: use its own "
+            "tokenizer"
+        )
+    return model
+
+
+def _batches(
+    options: Pretrain, facts: dict[str, Any], tokenizer: Tokenizer
+) -> tuple[Batches, Batches]:
+    folder, T = options.out / "data", options.context_length
+    windows = Windows(read_tokens(folder / "train.tokens"), T)
+    size = options.batch_tokens // T
+    share = max(1, options.eval_tokens // T // len(facts["validation"]))
+    parts: list[Dataset] = []
+    for source in facts["validation"]:
+        contexts: Any = Contexts(read_tokens(folder / source["file"]), T, tokenizer.pad_id)
+        some = np.linspace(0, len(contexts) - 1, min(share, len(contexts))).astype(int)
+        parts.append(Subset(contexts, some.tolist()))
+    joined: Any = ConcatDataset(parts)
+    return Batches(windows, size, seed=options.seed), Batches(joined, size)
+
+
+def _describe(options: Pretrain, model: nn.Module, facts: dict[str, Any], batches: Batches) -> None:
+    parameters = sum(p.numel() for p in model.parameters())
+    seen = options.steps * options.batch_tokens
+    say(
+        f"model   {parameters:,} parameters, context of {options.context_length} tokens\n"
+        f"data    {facts['train']['tokens']:,} tokens, {facts['train']['bytes']:,} bytes, from "
+        f"{', '.join(options.data)}\n"
+        f"run     {options.steps:,} updates of {options.batch_tokens:,} tokens = "
+        f"{options.steps / batches.steps_per_epoch:.2f} epochs, {seen / parameters:.1f} tokens a "
+        f"parameter, {6 * parameters * seen:.2g} FLOPs, {options.precision}"
+    )
+
+
+# --- after training ----------------------------------------------------------------------------
+
+
+def _finish(
+    options: Pretrain,
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    facts: dict[str, Any],
+    steps: int,
+) -> dict[str, Any]:
+    out = options.out
+    with claim(out / "model") as folder:
+        interop.save_pretrained(model, folder, tokenizer)
+    scores = {}
+    for source in facts["validation"]:
+        scores[source["name"]] = score_text(
+            model,
+            read_tokens(out / "data" / source["file"]),
+            source["bytes"],
+            options.context_length,
+            batch_size=max(1, min(32, options.batch_tokens // options.context_length)),
+            precision=options.precision,
+        )
+    evaluation = {"steps": steps, "validation": scores}
+    write_json(out / "evaluation.json", evaluation)
+    say(table([{"validation": name, **score} for name, score in scores.items()]))
+    say(
+        f"{out}: the model is in {out / 'model'}, the record in metrics.jsonl\n"
+        f"try     labkit generate {out} --prompt 'Once'"
+    )
+    return evaluation

