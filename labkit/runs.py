@@ -274,6 +274,8 @@ class RunFolder:
             raise LabError("resume needs a run folder: set `out` to the folder of the run")
         saved = checkpoint.newest(self.path / "checkpoints")
         if saved is None:
+            if self.here.rank == 0:
+                self._forget_after(0)
             return None
         checkpoint.load_model(model, saved.tensors["model"])
         checkpoint.load_optimizer(model, optimizer, saved.tensors["optimizer"])
