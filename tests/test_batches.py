@@ -1,5 +1,6 @@
-"""batches: tokens on disk, windows, packing, padding, and an order that is a function of the step."""
+"""batches: tokens on disk, windows, packing, padding, an order that is a function of the step."""
 
+import itertools
 import json
 
 import numpy as np
@@ -79,7 +80,7 @@ def test_packing_keeps_every_target_exactly_once(documents):
         for a, b in zip(item["input_ids"], item["labels"], strict=True)
         if b != batches.IGNORE_INDEX
     )
-    expected = sorted(pair for d in documents for pair in zip(d, d[1:], strict=False))
+    expected = sorted(pair for d in documents for pair in itertools.pairwise(d))
     assert got == expected
 
 

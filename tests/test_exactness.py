@@ -7,20 +7,37 @@ KV-cached generation = uncached, left padding included            same tokens, l
 GPT-2, Llama, BERT shapes = transformers, both directions         assert_close, fp32 defaults
 MiniLM's real weights = transformers                              assert_close, fp32 defaults
 activation checkpointing on = off, dropout on                     torch.equal gradients
+resume after any step, killed mid-accumulation, dropout on        torch.equal weights
+two runs with one seed                                            torch.equal weights
+accumulation over ragged masks = one large batch                  1e-6 relative
+two gloo processes (DDP; FSDP) = one                              1e-6 relative
+chunked cross-entropy = plain, loss and gradients                 1e-6 relative
+fused AdamW = by hand                                             1e-6 relative
+the loop = transformers.Trainer, same data and seed, 20 steps     losses 1e-5
 """
 
 import dataclasses
 import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
+from training import config, ragged_batches, tiny_model, weights
 
 from labkit import attention as att
+from labkit import checkpoint, losses, optim, runtime
+from labkit.batches import Batches, Windows
 from labkit.generate import left_pad, stream
 from labkit.interop import from_huggingface, load_pretrained, save_pretrained, to_huggingface
+from labkit.objectives import causal_lm
+from labkit.train import train
 from labkit.transformer import Transformer, TransformerConfig
 
 TINY = {"vocab_size": 61, "context_length": 24, "d_model": 32, "num_layers": 2, "num_heads": 4}
@@ -275,3 +292,212 @@ def test_activation_checkpointing_changes_no_gradient(shape):
     assert all(torch.equal(a, b) for a, b in zip(plain, recomputed, strict=True))
     fresh = gradients(True, preserve=False)
     assert not all(torch.equal(a, b) for a, b in zip(plain, fresh, strict=True))
+
+
+# --- training gates ----------------------------------------------------------------------------
+
+
+def run(tmp_path=None, dropout=0.2, on_step=None, objective=causal_lm, **changes):
+    model = tiny_model(dropout=dropout)
+    result = train(model, objective, ragged_batches(), config(**changes), on_step=on_step)
+    return model, result
+
+
+def same(a, b) -> bool:
+    other = weights(b)
+    return all(torch.equal(p, other[name]) for name, p in weights(a).items())
+
+
+class Killed(Exception):
+    """Stands for a kill: the process forgets everything that is not on disk."""
+
+
+def killer(at_call):
+    """An objective that dies in its `at_call`-th forward pass: between two micro-batches."""
+    calls = 0
+
+    def objective(model, batch):
+        nonlocal calls
+        calls += 1
+        if calls > at_call:
+            raise Killed
+        return causal_lm(model, batch)
+
+    return objective
+
+
+@pytest.mark.parametrize("killed_at", range(4, 24, 3))
+def test_resume_after_any_step_equals_never_stopped(tmp_path, killed_at):
+    settings = {"micro_batch_size": 2, "save_every": 1, "steps": 6}  # 4 micro-batches an update
+    whole, expected = run(**settings)
+    with pytest.raises(Killed):
+        run(out=tmp_path, objective=killer(killed_at), **settings)
+    resumed, result = run(out=tmp_path, resume=True, **settings)
+    assert same(resumed, whole)
+    assert len(result.history) == 6 - killed_at // 4
+    kept = [json.loads(x)["loss"] for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert kept == [r.loss for r in expected.history]
+
+
+def test_resume_restores_the_loss_scaler_of_fp16(tmp_path):
+    settings = {"precision": "fp16", "save_every": 2, "steps": 5}
+    whole, _ = run(**settings)
+    with pytest.raises(Killed):
+        run(out=tmp_path, objective=killer(3), **settings)
+    resumed, _ = run(out=tmp_path, resume=True, **settings)
+    assert same(resumed, whole)
+
+
+@pytest.mark.parametrize("forgotten", ["rng", "optimizer"])
+def test_resume_has_teeth(tmp_path, forgotten, monkeypatch):
+    whole, _ = run()
+    with pytest.raises(Killed):
+        run(out=tmp_path, objective=killer(3), save_every=3)
+    if forgotten == "rng":  # common mistake: reseed on resume, and dropout repeats itself
+        monkeypatch.setattr(runtime, "set_rng_state", lambda state: None)
+    else:
+        monkeypatch.setattr(checkpoint, "load_optimizer", lambda *args: None)
+    resumed, _ = run(out=tmp_path, resume=True, save_every=3)
+    assert not same(resumed, whole)
+
+
+def test_two_runs_with_one_seed_are_equal_and_another_seed_is_not():
+    first, second, other = run()[0], run()[0], run(seed=1)[0]
+    assert same(first, second)
+    assert not same(first, other)
+
+
+def relative_error(got, expected) -> float:
+    got, expected = (torch.cat([p.flatten() for p in x]).double() for x in (got, expected))
+    return float((got - expected).norm() / expected.norm())
+
+
+def update_gradients(parts, mean_of_means=False):
+    """The gradient of one update over its parts, in float64."""
+    model = tiny_model().double()
+    total = 0
+    for batch in parts:
+        loss, count = causal_lm(model, batch)
+        (loss / count / len(parts) if mean_of_means else loss).backward()
+        total += int(count)
+    return [p.grad if mean_of_means else p.grad / total for p in model.parameters()]
+
+
+def test_accumulation_over_ragged_masks_equals_one_large_batch():
+    one, _ = run(dropout=0.0, grad_clip=0)
+    for size in (1, 2, 3):
+        many, _ = run(dropout=0.0, grad_clip=0, micro_batch_size=size)
+        assert relative_error(weights(many).values(), weights(one).values()) < 1e-6
+    parts = ragged_batches().micro_batches(0, 2)
+    naive = update_gradients(parts, mean_of_means=True)
+    assert relative_error(naive, update_gradients(parts)) > 1e-2
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+@pytest.mark.multi
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_equal_one(tmp_path, parallel):
+    script = str(Path(__file__).with_name("training.py"))
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    port = ["--master-port", str(free_port())]
+    command = [sys.executable, *launcher, *port, script, parallel, str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, result = run(dropout=0.0)
+    saved = checkpoint.newest(tmp_path / "run" / "checkpoints")
+    two = tiny_model(seed=1)
+    checkpoint.load_model(two, saved.tensors["model"])
+    assert relative_error(weights(two).values(), weights(one).values()) < 1e-6
+    losses = torch.load(tmp_path / "losses.pt", weights_only=True)["losses"]
+    assert losses == pytest.approx([r.loss for r in result.history], rel=1e-6)
+    halves = [ragged_batches().micro_batches(0, None, rank, 2) for rank in (0, 1)]
+    naive = update_gradients([part for half in halves for part in half], mean_of_means=True)
+    assert relative_error(naive, update_gradients(ragged_batches().micro_batches(0))) > 1e-2
+
+
+def test_chunked_cross_entropy_equals_plain():
+    hidden = torch.randn(300, 16, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(50, 16, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(50, (300,))
+    targets[:40] = -100
+
+    def loss_and_gradients(total):
+        return [total.detach(), *torch.autograd.grad(total, (hidden, weight))]
+
+    plain = loss_and_gradients(losses.cross_entropy(hidden @ weight.T, targets)[0])
+    chunked = loss_and_gradients(losses.chunked_cross_entropy(hidden, weight, targets, 64)[0])
+    assert relative_error(chunked, plain) < 1e-6
+    chunks = list(zip(hidden.split(64), targets.split(64), strict=True))
+    means = [losses.cross_entropy(h @ weight.T, t) for h, t in chunks]
+    naive = sum(total / count for total, count in means) / len(means)
+    assert relative_error([naive.detach() * 260], plain[:1]) > 1e-3
+
+
+def test_fused_adamw_equals_by_hand():
+    model = tiny_model()
+    optimizer = optim.build(model, learning_rate=1e-2)
+    ours = {n: [p.detach().clone(), torch.zeros_like(p), torch.zeros_like(p)]
+            for n, p in model.named_parameters()}  # fmt: skip
+    coupled = {n: p.detach().clone() for n, p in model.named_parameters()}
+    for step in range(1, 21):
+        (batch,) = ragged_batches().micro_batches(step)
+        optimizer.zero_grad()
+        causal_lm(model, batch)[0].backward()
+        for name, p in model.named_parameters():
+            weight, m, v = ours[name]
+            decay = 0.1 if p.ndim >= 2 else 0.0
+            rates = {"learning_rate": 1e-2, "betas": (0.9, 0.95), "weight_decay": decay}
+            optim.adamw_step(weight, p.grad, m, v, step, **rates)
+            coupled[name].sub_(1e-2 * p.grad.sign())  # naive: no second moment
+        optimizer.step()
+    theirs = [p.detach() for p in model.parameters()]
+    assert relative_error([w for w, _, _ in ours.values()], theirs) < 1e-6
+    assert relative_error(coupled.values(), theirs) > 1e-3
+
+
+def test_the_loop_equals_transformers_trainer(tmp_path):
+    from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
+
+    shape = {"vocab_size": 31, "n_positions": 16, "n_embd": 16, "n_layer": 2, "n_head": 2}
+    still = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+
+    def gpt2():
+        torch.manual_seed(3)
+        return GPT2LMHeadModel(GPT2Config(**shape, **still))
+
+    tokens = torch.randint(31, (8 * 20 * 16 + 1,)).numpy()
+    windows = Windows(tokens, 16)
+    steps, rate = 20, 1e-3
+
+    class Ordered(Trainer):
+        seen: list[float]
+
+        def compute_loss(self, model, inputs, **kwargs):
+            loss, count = causal_lm(model, inputs)
+            self.seen.append(float(loss.detach() / count))
+            return loss / count
+
+        def _get_train_sampler(self, *args):
+            return torch.utils.data.SequentialSampler(self.train_dataset)
+
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), max_steps=steps, per_device_train_batch_size=8,
+        learning_rate=rate, lr_scheduler_type="constant", warmup_steps=0, weight_decay=0.1,
+        adam_beta2=0.95, max_grad_norm=1.0, report_to=[], save_strategy="no", use_cpu=True,
+        disable_tqdm=True, remove_unused_columns=False, logging_strategy="no",
+    )  # fmt: skip
+    trainer = Ordered(model=gpt2(), args=arguments, train_dataset=windows)
+    trainer.seen = []
+    trainer.train()
+    data = Batches(windows, 8, shuffle=False)
+    common = {"steps": steps, "learning_rate": rate, "warmup_steps": 0, "schedule": "constant"}
+    ours = train(gpt2(), causal_lm, data, config(**common))
+    assert [r.loss for r in ours.history] == pytest.approx(trainer.seen, abs=1e-5)
+    shuffled = train(gpt2(), causal_lm, Batches(windows, 8), config(**common))
+    assert [r.loss for r in shuffled.history] != pytest.approx(trainer.seen, abs=1e-5)

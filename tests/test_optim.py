@@ -31,7 +31,7 @@ def test_vectors_do_not_decay_and_tied_weights_count_once():
     decaying, still = optim.parameter_groups(model, 0.1)
     assert (decaying["weight_decay"], still["weight_decay"]) == (0.1, 0.0)
     assert [tuple(p.shape) for p in decaying["params"]] == [(10, 4)]
-    assert all(p.ndim == 1 for p in still["params"]) and len(still["params"]) == 3
+    assert [p.ndim for p in still["params"]] == [1, 1, 1]
 
 
 def test_nothing_trainable_is_named():
@@ -47,11 +47,13 @@ def test_warm_up_rises_to_the_peak_then_decays_to_the_minimum():
     ]
     assert rates[0] == pytest.approx(0.2)
     assert rates[9] == rates[10] == pytest.approx(2.0)
-    assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert rates[10:] == sorted(set(rates[10:]), reverse=True)
     assert rates[100] == pytest.approx(0.2)
 
 
-@pytest.mark.parametrize(("schedule", "middle"), [("cosine", 0.5), ("linear", 0.5), ("constant", 1)])
+@pytest.mark.parametrize(
+    ("schedule", "middle"), [("cosine", 0.5), ("linear", 0.5), ("constant", 1)]
+)
 def test_schedules_half_way(schedule, middle):
     rate = optim.learning_rate(
         50, peak=1.0, warmup_steps=0, total_steps=100, minimum_ratio=0.0, schedule=schedule

@@ -8,7 +8,7 @@ import torch
 from training import config, ragged_batches, tiny_model, weights
 
 from labkit import checkpoint
-from labkit.batches import Batches, Windows
+from labkit.batches import Batches, Pad, Windows
 from labkit.errors import LabError
 from labkit.objectives import causal_lm, classification
 from labkit.train import TrainConfig, mean_loss, train
@@ -72,15 +72,13 @@ def test_a_transformers_model_trains_in_the_same_loop():
     from transformers import BertConfig, BertForSequenceClassification
 
     torch.manual_seed(0)
-    shape = dict(vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    shape = {"vocab_size": 20, "hidden_size": 16, "num_attention_heads": 2}
     model = BertForSequenceClassification(
-        BertConfig(**shape, intermediate_size=32, num_labels=2)
+        BertConfig(**shape, num_hidden_layers=1, intermediate_size=32, num_labels=2)
     )
     items = [
         {"input_ids": torch.full((4,), 3 + i % 2), "labels": torch.tensor(i % 2)} for i in range(16)
     ]
-    from labkit.batches import Pad
-
     data = Batches(items, 8, Pad(0))
     result = train(model, classification, data, config(steps=60, learning_rate=3e-3))
     assert result.history[-1].loss < 0.1 < result.history[0].loss
@@ -140,7 +138,7 @@ def test_a_used_run_folder_is_not_overwritten(tmp_path):
 def test_resuming_with_other_settings_is_named(tmp_path):
     train(tiny_model(), causal_lm, ragged_batches(), config(out=tmp_path))
     changed = config(out=tmp_path, resume=True, learning_rate=1e-4)
-    with pytest.raises(LabError, match="learning_rate 0.0001 differs from 0.003"):
+    with pytest.raises(LabError, match=r"learning_rate 0\.0001 differs from 0\.003"):
         train(tiny_model(), causal_lm, ragged_batches(), changed)
 
 
