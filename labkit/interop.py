@@ -155,6 +155,8 @@ def _to_huggingface(model: Transformer) -> Any:
         value = ours[name].detach()
         value = value.T if _transposed(kind, name) else value
         keys = [_bare(part, kind, hf_model) for part in parts]
+        if not all(key in theirs for key in keys):
+            continue  # the classifier on mean pooling, which save_pretrained keeps beside the model
         axis = 1 if _transposed(kind, name) else 0
         sizes = [theirs[key].shape[axis] for key in keys]
         filled |= dict(zip(keys, value.split(sizes, dim=axis), strict=True))
