@@ -290,9 +290,9 @@ def _instructions(options: Finetune) -> Task:
             raise LabError(f"{options.data} holds no instructions: storyworld does")
         for split in SPLITS:
             for story in splits[split]:
-                for instruction, response in story["instructions"]:  # type: ignore[index]
-                    texts[split].append(f"{story['text']}\n{instruction}")  # type: ignore[index]
-                    answers[split].append(response)
+                for row in story["instructions"]:  # type: ignore[index]
+                    texts[split].append(f"{story['text']}\n{row['instruction']}")  # type: ignore[index]
+                    answers[split].append(row["response"])
         return Task("instruction", [], texts, answers)
     prompts, replies = _pairs(options.data, options)
     positions = text.split_by_hash(prompts, seed=0, **_shares(options))

@@ -13,30 +13,10 @@ from labkit.__main__ import main
 WORDS = "the key lamp garden kitchen went took red blue house door ate bread found".split()  # noqa: SIM905
 
 #: A model of some 40,000 parameters and a run of seconds.
-SMALL = [
-    "--size",
-    "tiny",
-    "--d-model",
-    "32",
-    "--num-heads",
-    "2",
-    "--context-length",
-    "32",
-    "--batch-tokens",
-    "256",
-    "--vocab-size",
-    "300",
-    "--steps",
-    "6",
-    "--save-every",
-    "2",
-    "--eval-every",
-    "3",
-    "--keep",
-    "5",
-    "--precision",
-    "fp32",
-]
+SMALL = shlex.split(
+    "--size tiny --d-model 32 --num-heads 2 --context-length 32 --batch-tokens 256 "
+    "--vocab-size 300 --steps 6 --save-every 2 --eval-every 3 --keep 5 --precision fp32"
+)
 
 
 def sentences(count: int, seed: int = 0) -> list[str]:
