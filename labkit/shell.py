@@ -217,7 +217,7 @@ class Progress:
         from tqdm import tqdm
 
         if self.bar is None:
-            shape = "{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} {postfix}"
+            shape = "{percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}{postfix}"
             self.bar = tqdm(
                 total=record.total_steps,
                 initial=record.step - 1,
