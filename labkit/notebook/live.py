@@ -37,6 +37,7 @@ class LiveCurve:
         references: Mapping[str, float] | None = None,
         validation_key: str = "loss",
         scale: float = 1.0,
+        speed: bool = True,
         budget: float = BUDGET,
     ) -> None:
         """Open the picture, empty.
@@ -47,9 +48,11 @@ class LiveCurve:
             references: name -> height of a dashed line: a baseline, the floor.
             validation_key: which entry of `record.validation` to draw.
             scale: factor on both losses, such as 1 / ln 2 for bits.
+            speed: show tokens per second; off where examples are not tokens.
             budget: largest share of the elapsed time that drawing may take, 0 to 1.
         """
         self.title, self.ylabel, self.scale, self.budget = title, ylabel, scale, budget
+        self.speed = speed
         self.references = dict(references or {})
         self.validation_key = validation_key
         self.steps: list[int] = []
@@ -85,7 +88,7 @@ class LiveCurve:
             self.validation.append(
                 (int(record.step), float(extra[self.validation_key]) * self.scale)
             )
-        self.status = describe(record)
+        self.status = describe(record, self.speed)
         elapsed = entered - self._began
         if self._spent + self._cost <= self.budget * elapsed:
             self._draw()
@@ -289,14 +292,14 @@ def together(*hooks: Callable[[Any], None]) -> Callable[[Any], None]:
     return on_step
 
 
-def describe(record: Any) -> str:
+def describe(record: Any, speed: bool = True) -> str:
     """One line of a training record: step, loss, speed, time left."""
     total = getattr(record, "total_steps", 0)
     of = f" of {total:,}" if total and total != record.step else ""
     parts = [f"step {record.step:,}{of}", f"loss {record.loss:.3f}"]
-    speed = getattr(record, "tokens_per_second", None)
-    if speed:
-        parts.append(f"{speed / 1000:.1f}k tokens/s" if speed >= 1000 else f"{speed:.0f} tokens/s")
+    rate = getattr(record, "tokens_per_second", None)
+    if rate and speed:
+        parts.append(f"{rate / 1000:.1f}k tokens/s" if rate >= 1000 else f"{rate:.0f} tokens/s")
     remaining = getattr(record, "remaining", None)
     if remaining:
         parts.append(f"{clock(remaining)} left")

@@ -9,7 +9,7 @@ import io
 from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -17,6 +17,7 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 from PIL import Image
 
 BLUE, ORANGE, GREEN, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
@@ -91,17 +92,25 @@ def chinese_font() -> str | None:
 
 
 def figure(
-    rows: int = 1, columns: int = 1, width: float = 7.0, height: float = 3.6, **options: Any
+    rows: int = 1,
+    columns: int = 1,
+    width: float = 7.0,
+    height: float = 3.6,
+    layout: Literal["constrained", "none"] = "constrained",
+    **options: Any,
 ) -> tuple[Figure, Any]:
     """A new figure with its axes: (figure, axes), as pyplot's `subplots`, without global state.
 
     Args:
         rows, columns: the grid; with 1 x 1, axes is one Axes, else an array of them.
         width, height: in inches at 100 dots an inch.
+        layout: "constrained" finds the margins and costs half of the drawing time; "none" leaves
+            them to `figure.subplots_adjust`, for a widget with more than one panel.
         options: passed to `Figure.subplots` (sharex, gridspec_kw, ...).
     """
-    with matplotlib.rc_context(STYLE):
-        made = Figure(figsize=(width, height), dpi=100, layout="constrained")
+    here = {**STYLE, "figure.constrained_layout.use": layout == "constrained"}
+    with matplotlib.rc_context(here):
+        made = Figure(figsize=(width, height), dpi=100)
         FigureCanvasAgg(made)
         return made, made.subplots(rows, columns, **options)
 
@@ -219,16 +228,39 @@ def curves(
         ends.append((right, float(level), name, shade))
     ax.set_title(title)
     ax.set(xlabel=xlabel, ylabel=ylabel)
-    label_ends(ax, ends)
+    labels = label_ends(ax, ends)
+
+    def follow(_: Axes) -> None:
+        for label, height in zip(labels, _label_heights(ax, ends), strict=True):
+            label.xy = (1.01, height)
+            label.set_y(height)
+
+    ax.callbacks.connect("ylim_changed", follow)
     return _figure_of(ax)
 
 
-def label_ends(ax: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
+def label_ends(ax: Axes, ends: Sequence[tuple[float, float, str, str]]) -> list[Annotation]:
     """Write names at the right edge, moved apart where they would cover one another.
 
     Args:
         ends: (x, y, name, colour) of each line's last point, in data units.
     """
+    return [
+        ax.annotate(
+            name,
+            (1.01, height),
+            xycoords="axes fraction",
+            color=shade,
+            va="center",
+            fontsize=9.5,
+            annotation_clip=False,
+        )
+        for (_, _, name, shade), height in zip(ends, _label_heights(ax, ends), strict=True)
+    ]
+
+
+def _label_heights(ax: Axes, ends: Sequence[tuple[float, float, str, str]]) -> list[float]:
+    """Heights in axes fractions, at least a line of text apart."""
     ax.get_ylim()  # settles the limits that autoscaling still owes
     to_axes = ax.transLimits.transform
     scale = ax.transScale.transform
@@ -244,11 +276,7 @@ def label_ends(ax: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
         placed[order[-1]] -= overflow
         for after, before in pairwise(order[::-1]):
             placed[before] = min(placed[before], placed[after] - gap)
-    for index, (_, _, name, shade) in enumerate(ends):
-        ax.annotate(
-            name, (1.01, placed[index]), xycoords="axes fraction", color=shade, va="center",
-            fontsize=9.5, annotation_clip=False,
-        )  # fmt: skip
+    return [placed[index] for index in range(len(ends))]
 
 
 def bars(
