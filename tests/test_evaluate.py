@@ -147,6 +147,11 @@ def test_calibration_by_hand():
     assert np.isnan(result.accuracy[0])
 
 
+def test_a_bin_holds_its_upper_limit():
+    result = evaluate.calibration([[0.5, 0.5], [1.0, 0.0]], [0, 0], bins=4)
+    assert result.count.tolist() == [0, 1, 0, 1]
+
+
 def test_calibration_agrees_with_scikit_learn():
     from sklearn.calibration import calibration_curve
 
