@@ -41,13 +41,8 @@ MODULES = (
     "generate",
     "course",
     "notebook",
-    "options",
-    "shell",
-    "pretraining",
-    "finetuning",
-    "inspecting",
-    "doctor",
     "bench",
+    "commands",
 )
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import tyro
 
 import labkit
-from labkit import options as commands
+from labkit.commands import options as commands
 from labkit.errors import LabError
 
 DESCRIPTION = """LLM Lab: learn how large language models work by training them.
@@ -72,28 +72,28 @@ def _run(options: commands.Run) -> int:
 
 
 def _pretrain(options: commands.Pretrain) -> int:
-    from labkit.pretraining import pretrain
+    from labkit.commands.pretraining import pretrain
 
     pretrain(options)
     return 0
 
 
 def _finetune(options: commands.Finetune) -> int:
-    from labkit.finetuning import finetune
+    from labkit.commands.finetuning import finetune
 
     finetune(options)
     return 0
 
 
 def _generate(options: commands.Generate) -> int:
-    from labkit import inspecting
+    from labkit.commands import inspecting
 
     inspecting.generate(options)
     return 0
 
 
 def _evaluate(options: commands.Evaluate) -> int:
-    from labkit import inspecting
+    from labkit.commands import inspecting
 
     inspecting.evaluate(options)
     return 0
@@ -123,7 +123,7 @@ def _lab(options: commands.Lab) -> int:
 
 
 def _doctor(options: commands.Doctor) -> int:
-    from labkit import doctor
+    from labkit.commands import doctor
 
     return doctor.main(measure=not options.quick)
 
@@ -172,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _foreseen(error: Exception, out: Path | None) -> str | None:
     """A sentence for errors of the machine that any command may meet."""
-    from labkit.shell import is_disk_full
+    from labkit.commands.shell import is_disk_full
 
     if is_disk_full(error):
         where = f" of {str(out)!r}" if out is not None else ""

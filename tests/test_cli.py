@@ -12,7 +12,8 @@ import pytest
 import torch
 from commands import SMALL, alone, here, labelled, losses, torchrun, write_rows, write_text
 
-from labkit import corpora, interop, options
+from labkit import corpora, interop
+from labkit.commands import options
 from labkit.errors import LabError
 from labkit.tokenizers import Tokenizer, train_bpe
 

@@ -24,11 +24,8 @@ from torch import nn
 
 from labkit import corpora, evaluate, interop, runtime, strategies, text
 from labkit.batches import IGNORE_INDEX, Batches, Example, Pad, instruction_example
-from labkit.errors import LabError
-from labkit.objectives import causal_lm, classification
-from labkit.options import Finetune, check, check_same, saved_options, to_dict
-from labkit.runs import TrainConfig
-from labkit.shell import (
+from labkit.commands.options import Finetune, check, check_same, saved_options, to_dict
+from labkit.commands.shell import (
     Progress,
     chat_ids,
     check_free,
@@ -45,6 +42,9 @@ from labkit.shell import (
     whole,
     write_json,
 )
+from labkit.errors import LabError
+from labkit.objectives import causal_lm, classification
+from labkit.runs import TrainConfig
 from labkit.tokenizers import Tokenizer
 from labkit.train import mean_loss, train
 

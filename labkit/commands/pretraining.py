@@ -24,11 +24,8 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from labkit import corpora, interop, runtime
 from labkit.batches import Batches, Windows, read_tokens, write_tokens
-from labkit.errors import LabError
-from labkit.objectives import causal_lm
-from labkit.options import Pretrain, check, check_same, saved_options, to_dict
-from labkit.runs import TrainConfig
-from labkit.shell import (
+from labkit.commands.options import Pretrain, check, check_same, saved_options, to_dict
+from labkit.commands.shell import (
     Contexts,
     Progress,
     check_free,
@@ -45,6 +42,9 @@ from labkit.shell import (
     whole,
     write_json,
 )
+from labkit.errors import LabError
+from labkit.objectives import causal_lm
+from labkit.runs import TrainConfig
 from labkit.tokenizers import SMALLEST_VOCABULARY, Tokenizer, train_bpe
 from labkit.train import train
 from labkit.transformer import Transformer, TransformerConfig

@@ -17,15 +17,14 @@ from labkit import corpora, runtime
 from labkit import evaluate as scoring
 from labkit import generate as sampling
 from labkit.batches import Batches, Pad
-from labkit.errors import LabError
-from labkit.finetuning import (
+from labkit.commands.finetuning import (
     classification_examples,
     classifier_scores,
     labelled_file,
     score_table,
 )
-from labkit.options import Evaluate, Generate, check
-from labkit.shell import (
+from labkit.commands.options import Evaluate, Generate, check
+from labkit.commands.shell import (
     chat_ids,
     is_classifier,
     longest_context,
@@ -38,6 +37,7 @@ from labkit.shell import (
     table,
     token_stream,
 )
+from labkit.errors import LabError
 from labkit.tokenizers import Tokenizer
 
 MOST_CONTEXT = 1024
