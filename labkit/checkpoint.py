@@ -98,10 +98,13 @@ def save(path: str | os.PathLike, step: int, tensors: dict[str, Tensors], state:
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
         for file in [*files, temporary / "manifest.json", temporary]:
             _flush(file)
+        older = path.with_name(f".{path.name}.tmp-older")
+        shutil.rmtree(older, ignore_errors=True)
         if path.exists():
-            shutil.rmtree(path)
+            os.replace(path, older)
         os.replace(temporary, path)
         _flush(path.parent)
+        shutil.rmtree(older, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if not _is_disk_full(error):
@@ -220,7 +223,7 @@ def load_model(model: nn.Module, tensors: Tensors) -> None:
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> Tensors:
     """Return the optimiser's tensors as `<parameter name>/<entry>`; unsharded."""
-    names = {p: name for name, p in model.named_parameters()}
+    names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
     return {
         f"{names[p]}/{entry}": _whole(torch.as_tensor(value))
         for p, state in optimizer.state.items()

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from labkit.errors import LabError
 
@@ -136,4 +137,4 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     """L2 norm over all gradients together, as one vector (a scalar tensor; sharded ones too)."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = nn.utils.get_total_norm(gradients)
-    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # DTensor under FSDP
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm

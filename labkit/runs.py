@@ -13,7 +13,7 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 import torch.distributed as dist
@@ -138,7 +138,7 @@ class Result:
 
     steps: int
     stopped: str
-    """`finished`, `early` (patience ran out) or `interrupted` (Ctrl-C, or stop in a notebook)."""
+    """`finished`, `early` (patience ran out) or `interrupted` (Ctrl-C, SIGTERM)."""
     history: list[Record] = field(default_factory=list)
     """Records of this session."""
     best: dict[str, float] | None = None
@@ -174,6 +174,20 @@ class Progress:
 # --- the run folder ----------------------------------------------------------------------------
 
 
+def _lock(path: Path) -> IO[str]:
+    import fcntl
+
+    handle = (path / ".lock").open("w")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        handle.close()
+        raise LabError(
+            f"run folder {str(path)!r} is in use by another run: choose another `out`"
+        ) from None
+    return handle
+
+
 class RunFolder:
     """runs/<name>/: config.json, metrics.jsonl, checkpoints/, best/; without `out`, nothing."""
 
@@ -181,44 +195,34 @@ class RunFolder:
         self.config, self.here = config, here
         self.path = None if config.out is None else Path(config.out)
         self.best_weights: checkpoint.Tensors | None = None
-        self._lock = self._log = None
+        self._lock: IO[str] | None = None
+        self._log: IO[str] | None = None
 
     def open(self) -> None:
         if self.path is None:
             return
         if self.here.rank == 0:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._take_lock()
-            self._write_config()
+            self._lock = _lock(self.path)
+            self._write_config(self.path)
             self._log = (self.path / "metrics.jsonl").open("a", buffering=1)
         runtime.sum_over_ranks(torch.zeros(1))  # nobody reads before rank 0 has written
 
-    def _take_lock(self) -> None:
-        import fcntl
-
-        self._lock = (self.path / ".lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise LabError(
-                f"run folder {str(self.path)!r} is in use by another run: choose another `out`"
-            ) from None
-
-    def _write_config(self) -> None:
-        file = self.path / "config.json"
+    def _write_config(self, path: Path) -> None:
+        file = path / "config.json"
         saved = json.loads(file.read_text()) if file.exists() else {}
         ours = json.loads(json.dumps(dataclasses.asdict(self.config), default=str))
-        if any((self.path / "checkpoints").glob("step-*")):
+        if any((path / "checkpoints").glob("step-*")):
             if not self.config.resume:
                 raise LabError(
-                    f"run folder {str(self.path)!r} holds checkpoints: resume it, or choose "
+                    f"run folder {str(path)!r} holds checkpoints: resume it, or choose "
                     "another `out`"
                 )
             for name, value in saved.get("train", {}).items():
                 if name not in FREE_ON_RESUME and ours.get(name) != value:
                     raise LabError(
                         f"{name} {ours.get(name)} differs from {value}, with which "
-                        f"{str(self.path)!r} began: resume with {value}, or choose another `out`"
+                        f"{str(path)!r} began: resume with {value}, or choose another `out`"
                     )
         temporary = file.with_suffix(".tmp")
         temporary.write_text(json.dumps({**saved, "train": ours}, indent=1))
@@ -275,7 +279,7 @@ class RunFolder:
         saved = checkpoint.newest(self.path / "checkpoints")
         if saved is None:
             if self.here.rank == 0:
-                self._forget_after(0)
+                self._forget_after(self.path, 0)
             return None
         checkpoint.load_model(model, saved.tensors["model"])
         checkpoint.load_optimizer(model, optimizer, saved.tensors["optimizer"])
@@ -293,15 +297,16 @@ class RunFolder:
         if self.config.restore_best and (self.path / "best").exists():
             self.best_weights = checkpoint.load(self.path / "best").tensors["model"]
         if rank == 0:
-            self._forget_after(progress.step)
+            self._forget_after(self.path, progress.step)
         return progress
 
-    def _forget_after(self, step: int) -> None:
+    def _forget_after(self, path: Path, step: int) -> None:
         """Drop records of updates that the killed run did after its last checkpoint."""
-        file = self.path / "metrics.jsonl"
+        file = path / "metrics.jsonl"
         lines = file.read_text().splitlines(keepends=True)
         whole = [line for line in lines if line.endswith("\n")]
-        self._log.close()
+        if self._log is not None:
+            self._log.close()
         temporary = file.with_suffix(".tmp")
         temporary.write_text("".join(x for x in whole if json.loads(x)["step"] <= step))
         temporary.replace(file)

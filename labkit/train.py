@@ -13,6 +13,8 @@ Li et al. 2020, arXiv:2006.15704 (DDP); Zhao et al. 2023, arXiv:2304.11277 (FSDP
 """
 
 import math
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -56,7 +58,8 @@ def _parallelise(step: _Step, here: runtime.World, how: str) -> nn.Module:
     stacks = [m for m in step.modules() if isinstance(m, nn.ModuleList)]
     for block in max(stacks, key=len, default=[]):
         fully_shard(block)
-    return fully_shard(step)
+    fully_shard(step)  # in place
+    return step
 
 
 @contextmanager
@@ -68,8 +71,36 @@ def _gradient_sync(module: nn.Module, wanted: bool) -> Iterator[None]:
             yield
         return
     if hasattr(module, "set_requires_gradient_sync"):
-        module.set_requires_gradient_sync(wanted)
+        module.set_requires_gradient_sync(wanted)  # pyright: ignore[reportCallIssue]
     yield
+
+
+class _Stop:
+    """Ctrl-C (a notebook's stop button) or SIGTERM ends a run after the update that it interrupts.
+
+    So the last checkpoint holds that update. A second Ctrl-C interrupts at once. Several ranks are
+    torchrun's to stop: they could not agree on the update.
+    """
+
+    def __init__(self, here: runtime.World):
+        self.wanted = False
+        self.listens = here.size == 1 and threading.current_thread() is threading.main_thread()
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> "_Stop":
+        if self.listens:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.before[number] = signal.signal(number, self._ask)
+        return self
+
+    def _ask(self, number: int, frame: Any) -> None:
+        if self.wanted:
+            raise KeyboardInterrupt
+        self.wanted = True
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
 
 #: fp16 halves its loss scale after each overflow; below this the numbers are broken, not small.
@@ -106,7 +137,7 @@ def train(
         LabError: a loss or gradient is not finite, an update has no valid target, the run folder
             is taken, or a checkpoint does not fit.
     """
-    with runtime.distributed() as here:
+    with runtime.distributed() as here, _Stop(here) as stop:
         if metrics and here.size > 1 and config.parallel == "fsdp":
             raise LabError("metrics under parallel fsdp cannot call a sharded model: use ddp")
         device = runtime.pick_device(config.device)
@@ -207,13 +238,13 @@ def train(
                 )
                 result.history.append(record)
                 folder.log(record)
-                early = 0 < config.patience <= progress.bad_evaluations
-                if last or early or _due(progress.step, config.save_every):
-                    folder.save(model, optimizer, scaler, progress)
                 if on_step and here.rank == 0:
                     on_step(record)
-                if early:
-                    result.stopped = "early"
+                early = 0 < config.patience <= progress.bad_evaluations
+                if last or early or stop.wanted or _due(progress.step, config.save_every):
+                    folder.save(model, optimizer, scaler, progress)
+                if early or (stop.wanted and not last):
+                    result.stopped = "early" if early else "interrupted"
                     break
         except KeyboardInterrupt:
             result.stopped = "interrupted"

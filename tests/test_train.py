@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import signal
 
 import pytest
 import torch
@@ -166,3 +168,21 @@ def test_stopping_by_hand_leaves_a_usable_result():
 
     result = train(tiny_model(), causal_lm, ragged_batches(), config(), on_step=stop)
     assert (result.stopped, result.steps) == ("interrupted", 3)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_after_its_update_with_a_checkpoint(tmp_path, number):
+    def stop(record):
+        if record.step == 2:
+            os.kill(os.getpid(), number)
+
+    model, settings = tiny_model(dropout=0.1), config(out=tmp_path)
+    handler = signal.getsignal(number)
+    result = train(model, causal_lm, ragged_batches(), settings, on_step=stop)
+    assert (result.stopped, result.steps) == ("interrupted", 2)
+    assert signal.getsignal(number) is handler
+    assert checkpoint.newest(tmp_path / "checkpoints").step == 2
+    whole = tiny_model(dropout=0.1)
+    train(whole, causal_lm, ragged_batches(), config())
+    train(model, causal_lm, ragged_batches(), config(out=tmp_path, resume=True))
+    assert all(torch.equal(p, weights(whole)[n]) for n, p in weights(model).items())

@@ -1,6 +1,6 @@
 """Small problems that several tests train on; run as a script, one rank of a distributed run.
 
-    python -m torch.distributed.run --nproc-per-node 2 tests/training.py PARALLEL OUT
+python -m torch.distributed.run --nproc-per-node 2 tests/training.py PARALLEL OUT
 """
 
 import dataclasses
