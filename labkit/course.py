@@ -350,7 +350,7 @@ def _figure(value: float) -> str:
 
 
 def _clock(seconds: float) -> str:
-    if seconds < 60:
+    if round(seconds) < 60:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02} s"
@@ -383,6 +383,9 @@ def install_cell() -> str:
 def stamp(root: Path | str | None = None, *, write: bool = True) -> list[Path]:
     """Write labkit.REPOSITORY and the measured figures into the notebooks and README.md.
 
+    A chapter's card says `<!--time--><!--/time-->` and `<!--memory--><!--/memory-->` where the time
+    and peak memory of its committed run belong.
+
     Args:
         root: the checkout; None takes the one of `notebooks_folder`.
         write: False only looks.
@@ -397,12 +400,14 @@ def stamp(root: Path | str | None = None, *, write: bool = True) -> list[Path]:
     found = chapters(folder=base / "notebooks")
     for chapter in found:
         notebook = _read(chapter.path)
+        payload = metrics_of(chapter.path) or {}
         before = nbformat.writes(notebook)
         for cell in notebook.cells:
             if "colab" in cell.metadata.get("tags", []):
                 cell.source = install_cell()
             elif cell.cell_type == "markdown":
                 cell.source = _BADGE.sub(lambda _, it=chapter: colab_badge(it), cell.source)
+                cell.source = _measured(cell.source, payload)
         after = nbformat.writes(notebook)
         if after != before:
             changed.append(chapter.path)
@@ -422,6 +427,21 @@ def stamp(root: Path | str | None = None, *, write: bool = True) -> list[Path]:
 _BADGE = re.compile(
     r"\[!\[Open in Colab\]\([^)]*\)\]\(https://colab\.research\.google\.com/github/[^)]*\)", re.I
 )
+
+
+def _measured(text: str, payload: dict[str, Any]) -> str:
+    """Put the measured time and memory between their comments (see `stamp`)."""
+    if "seconds" not in payload:
+        return text
+    shown = {
+        "time": _clock(payload["seconds"]),
+        "memory": f"{payload['peak_rss_mb'] / 1000:.1f} GB",
+    }
+    for name, value in shown.items():
+        text = re.sub(
+            f"<!--{name}-->.*?<!--/{name}-->", f"<!--{name}-->{value}<!--/{name}-->", text
+        )
+    return text
 
 
 def _stamp_readme(text: str, found: Sequence[Chapter]) -> str:

@@ -1,6 +1,7 @@
 """Running chapters headlessly, on small notebooks that the tests write."""
 
 import json
+import re
 import shutil
 
 import nbformat
@@ -22,7 +23,9 @@ def write_chapter(folder, name, *cells, tag="parameters"):
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
     code = nbformat.v4.new_code_cell
     notebook.cells = [
-        nbformat.v4.new_markdown_cell(f"# {name[:2]} · A title\n\n{BADGE}"),
+        nbformat.v4.new_markdown_cell(
+            f"# {name[:2]} · A title\n\n{BADGE}\n\nTakes <!--time-->?<!--/time-->"
+        ),
         code("import sys", metadata={"tags": ["colab"]}),
         code('profile = "auto"\nseed = 0', metadata={"tags": [tag]}),
         *(code(text) for text in cells),
@@ -146,6 +149,7 @@ def test_stamp_writes_address_and_figures_everywhere_then_rests(finished, tmp_pa
     assert course.stamp(tmp_path) == [path, readme]
     assert course.stamp(tmp_path) == []
     notebook = nbformat.read(path, as_version=4)
+    assert re.search(r"Takes <!--time-->\d+ s<!--/time-->", notebook.cells[0].source)
     assert "github/new/home/blob/main/notebooks/03_attention.ipynb" in notebook.cells[0].source
     assert "git+https://github.com/new/home" in notebook.cells[1].source
     text = readme.read_text()

@@ -90,11 +90,12 @@ class LiveCurve:
             )
         self.status = describe(record, self.speed)
         elapsed = entered - self._began
-        if self._spent + self._cost <= self.budget * elapsed:
+        # The next drawing may cost more than the last one: leave room for twice the dearest lately.
+        if self._spent + 2 * self._cost <= self.budget * elapsed:
             self._draw()
             if self._image is not None:
                 self._image.value = self._png
-            self._cost = time.perf_counter() - entered
+            self._cost = max(0.8 * self._cost, time.perf_counter() - entered)
             self.drawings += 1
         left = time.perf_counter()
         self._spent += left - entered
@@ -296,7 +297,8 @@ def describe(record: Any, speed: bool = True) -> str:
     """One line of a training record: step, loss, speed, time left."""
     total = getattr(record, "total_steps", 0)
     of = f" of {total:,}" if total and total != record.step else ""
-    parts = [f"step {record.step:,}{of}", f"loss {record.loss:.3f}"]
+    loss = f"{record.loss:.3f}" if abs(record.loss) >= 0.01 else f"{record.loss:.1e}"
+    parts = [f"step {record.step:,}{of}", f"loss {loss}"]
     rate = getattr(record, "tokens_per_second", None)
     if rate and speed:
         parts.append(f"{rate / 1000:.1f}k tokens/s" if rate >= 1000 else f"{rate:.0f} tokens/s")

@@ -178,7 +178,8 @@ def heatmap(
     if values if values is not None else width <= 12:
         for i, j in np.ndindex(data.shape):
             if np.isfinite(data[i, j]):
-                dark = float(np.asarray(image.norm(data[i, j]))) < 0.55
+                red, green, blue, _ = image.to_rgba(data[i, j])
+                dark = 0.3 * red + 0.6 * green + 0.1 * blue < 0.5
                 ax.text(
                     j, i, f"{data[i, j]:.{digits}f}", ha="center", va="center", fontsize=9,
                     color="white" if dark else "black",
