@@ -194,6 +194,12 @@ def test_every_kind_of_figure_draws():
         assert len(plots.png(made)) > 1000
 
 
+@pytest.mark.skipif(plots.chinese_font() is None, reason="no font with Chinese glyphs")
+@pytest.mark.filterwarnings("error")
+def test_chinese_labels_are_drawn_not_boxes():
+    plots.png(plots.heatmap(np.eye(2), rows=["交", "叉"], columns=["熵", "b"], title="交叉熵"))
+
+
 def test_table_formats_aligns_and_marks_the_best():
     made = table(
         [{"model": "a", "loss": 1.5, "n": 1200}, {"model": "b", "loss": 1.25, "n": 7}],

@@ -6,6 +6,7 @@ or makes a figure, and returns the figure; the last line of a cell displays it.
 """
 
 import io
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import pairwise
@@ -17,7 +18,7 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.text import Annotation
+from matplotlib.text import Annotation, Text
 from PIL import Image
 
 BLUE, ORANGE, GREEN, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
@@ -77,8 +78,6 @@ CHINESE_FONTS = (
 def use_style() -> None:
     """Make the course's style the default, for these helpers and for pyplot, in any front end."""
     matplotlib.rcParams.update(STYLE)
-    font = chinese_font()
-    matplotlib.rcParams["font.family"] = ["DejaVu Sans", font] if font else ["DejaVu Sans"]
     _register_png_formatter()
 
 
@@ -122,6 +121,7 @@ def png(fig: Figure, colours: int = 256) -> bytes:
         fig: any matplotlib figure.
         colours: palette size; 0 keeps full colour.
     """
+    _use_chinese_font(fig)
     canvas = FigureCanvasAgg(fig)
     canvas.draw()
     image = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
@@ -388,6 +388,24 @@ def _figure_of(ax: Axes) -> Figure:
     made = ax.get_figure()
     assert isinstance(made, Figure)
     return made
+
+
+def _use_chinese_font(fig: Figure) -> None:
+    """Give texts with Chinese in them a font that has it.
+
+    A fallback font for all text would be simpler, and would add half to the time of every drawing.
+    """
+    texts = [text for text in fig.findobj(Text) if isinstance(text, Text)]
+    for ax in fig.axes:
+        for axis in (ax.xaxis, ax.yaxis):
+            if _CHINESE.search("".join(map(str, getattr(axis.get_major_formatter(), "seq", ())))):
+                texts += axis.get_ticklabels()
+    for text in texts:
+        if _CHINESE.search(text.get_text()) and (font := chinese_font()):
+            text.set_fontfamily(["DejaVu Sans", font])
+
+
+_CHINESE = re.compile("[\u2e80-\u9fff\uff00-\uffef]")
 
 
 def _register_png_formatter() -> None:
