@@ -91,7 +91,7 @@ def test_a_chapter_has_at_least_four_exercises_with_everything(chapter):
     assert all(len(answers) >= 3 for answers in module.WRONG.values())
 
 
-@pytest.mark.parametrize(("chapter", "number", "source", "answer"), cases())
+@pytest.mark.parametrize(("chapter", "number", "source", "answer"), list(cases()))
 def test_the_stub_is_not_attempted(chapter, number, source, answer):
     names = {**names_of(chapter), "check": lambda *_: None}
     execute(source, names, f"stub {number}")
@@ -99,13 +99,13 @@ def test_the_stub_is_not_attempted(chapter, number, source, answer):
     assert verdict.status == "not attempted", verdict.message
 
 
-@pytest.mark.parametrize(("chapter", "number", "source", "answer"), cases())
+@pytest.mark.parametrize(("chapter", "number", "source", "answer"), list(cases()))
 def test_the_reference_solution_passes(chapter, number, source, answer):
     verdict = judge(exercises(chapter.number)[number], load(chapter).SOLUTIONS[number])
     assert verdict.status == "passed", verdict.message
 
 
-@pytest.mark.parametrize(("chapter", "number", "source", "answer"), cases())
+@pytest.mark.parametrize(("chapter", "number", "source", "answer"), list(cases()))
 def test_the_folded_solution_passes(chapter, number, source, answer):
     names = names_of(chapter)
     execute(folded(chapter)[number], names, f"solution {number}")
@@ -113,7 +113,7 @@ def test_the_folded_solution_passes(chapter, number, source, answer):
     assert verdict.status == "passed", verdict.message
 
 
-@pytest.mark.parametrize(("chapter", "number", "answer", "phrase"), wrong_cases())
+@pytest.mark.parametrize(("chapter", "number", "answer", "phrase"), list(wrong_cases()))
 def test_a_wrong_answer_is_named(chapter, number, answer, phrase):
     verdict = judge(exercises(chapter.number)[number], answer)
     assert verdict.status == "failed"

@@ -15,7 +15,14 @@ from labkit import course
 #: Metrics that a chapter must report under `smoke` with seed 0: name -> (expected, tolerance). What
 #: follows from mathematics has a tolerance of rounding; what is learned in a few steps, a wide one.
 EXPECTED: dict[str, dict[str, tuple[float, float]]] = {
-    "05": {},
+    "05": {
+        "coin_entropy_nats": (0.6108643, 1e-6),
+        "test_accuracy": (0.9, 0.1),
+        "naive_bayes_accuracy": (0.94, 0.04),
+        "true_class_only_accuracy": (0.4, 0.3),
+        "mean_of_means_gradient_error": (0.08, 0.05),
+        "chunk_memory_ratio": (1.4, 0.4),
+    },
 }
 
 LARGEST_MB = 1.5

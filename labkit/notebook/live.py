@@ -20,7 +20,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from labkit.notebook import plots
-from labkit.notebook.widgets import picture_bundle
+from labkit.notebook.widgets import image_widget, picture_bundle
 
 #: The share of elapsed time that drawing may take.
 BUDGET = 0.05
@@ -66,6 +66,7 @@ class LiveCurve:
         self._total_steps = 0
         self._closed = False
         self._make_figure()
+        self._draw()  # the first drawing also loads fonts
         drawn = time.perf_counter()
         self._draw()
         self._cost = time.perf_counter() - drawn
@@ -331,8 +332,6 @@ def smoothed(values: np.ndarray, window: int | None = None) -> np.ndarray:
 def _open_picture(picture: bytes, title: str) -> tuple[Any, Any]:
     if get_ipython() is None:
         return None, None
-    import ipywidgets
-
-    image = ipywidgets.Image(value=picture, format="png")
+    image = image_widget(picture)
     handle = display(picture_bundle(image, picture, title), raw=True, display_id=True)
     return image, handle

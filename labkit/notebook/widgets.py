@@ -31,6 +31,12 @@ def picture_bundle(widget: Any, picture: bytes, text: str) -> dict[str, Any]:
     return _with_view(widget, bundle)
 
 
+def image_widget(picture: bytes) -> Any:
+    """A picture at its own size, smaller where the page is narrow, whose bytes can be swapped."""
+    layout = ipywidgets.Layout(max_width="100%", width="max-content", align_self="flex-start")
+    return ipywidgets.Image(value=picture, format="png", layout=layout)
+
+
 class Explorer:
     """The live part of `explore`: set controls from code, read the picture and the redraw times."""
 
@@ -40,7 +46,7 @@ class Explorer:
             name: _control(name, spec, _default_of(draw, name)) for name, spec in controls.items()
         }
         self.redraw_seconds: list[float] = []
-        self.image = ipywidgets.Image(value=self._render(), format="png")
+        self.image = image_widget(self._render())
         self.message = ipywidgets.HTML("")
         for control in self.controls.values():
             control.observe(self._on_change, names="value")

@@ -74,7 +74,7 @@ examples = [{"features": x, "labels": y} for x, y in zip(points, (points @ truth
 with LiveCurve("A small net", references={"guessing": 1.609}) as curve:
     result = train(
         Net(), labkit.objectives.classification, Batches(examples, 256),
-        TrainConfig(steps=800, learning_rate=1e-3, warmup_steps=20, precision="fp32"),
+        TrainConfig(steps=2500, learning_rate=1e-3, warmup_steps=20, precision="fp32"),
         on_step=curve,
     )
 print(f"drawings {curve.drawings}, overhead {curve.overhead:.4f}")
@@ -169,7 +169,7 @@ def wait_for_server(home: Path, process: subprocess.Popen) -> dict:
 
 
 @pytest.fixture
-def page(browser_path, tmp_path):
+def page(browser_path, tmp_path, artefacts):
     """One page of a Chromium with an empty profile."""
     with sync_api.sync_playwright() as playwright:
         context = playwright.chromium.launch_persistent_context(
@@ -182,6 +182,7 @@ def page(browser_path, tmp_path):
         opened = context.pages[0] if context.pages else context.new_page()
         opened.set_default_timeout(2 * MINUTES)
         yield opened
+        opened.screenshot(path=artefacts / "browser-last.png")
         context.close()
 
 
@@ -195,13 +196,21 @@ def open_notebook(page, server, name):
     page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', state="attached")
 
 
-def run_all(page):
-    page.locator(".lm-MenuBar-itemLabel", has_text="Run").first.click()
-    page.locator(".lm-Menu-itemLabel", has_text="Run All Cells").first.click()
-
-
 PROMPTS = """() => [...document.querySelectorAll('.jp-CodeCell .jp-InputArea .jp-InputPrompt')]
     .map(prompt => prompt.textContent.trim())"""
+
+
+def run_all(page):
+    """Run > Run All Cells, again if the menu came before the notebook had the focus."""
+    for _ in range(5):
+        page.locator(".jp-NotebookPanel .jp-CodeCell .jp-InputPrompt").first.click()
+        page.locator(".lm-MenuBar-itemLabel", has_text="Run").first.click()
+        page.locator(".lm-Menu-itemLabel", has_text="Run All Cells").first.click()
+        for _ in range(20):
+            if any(prompt.strip("[]: ") for prompt in page.evaluate(PROMPTS)):
+                return
+            page.wait_for_timeout(500)
+    raise AssertionError("Run All Cells did not start a cell")
 
 
 def finished(page, minutes=8):

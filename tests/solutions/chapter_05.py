@@ -184,7 +184,7 @@ WRONG = {
     ],
     "05.4": [
         (mean_for_b, "so their gradients add"),
-        (transposed_w, "should have shape (4, 3), but it has shape (3, 4)"),
+        (transposed_w, "the gradient of W has the shape of W"),
         (divides_twice, "divided by N once more"),
         (forgets_to_transpose, "mat1 and mat2 shapes cannot be multiplied"),
     ],
