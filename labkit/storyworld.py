@@ -452,25 +452,31 @@ def _give(narrator: Narrator, lexicon: Lexicon, world: World) -> None:
 
 
 def _remark(narrator: Narrator, lexicon: Lexicon, world: World) -> None:
-    """Now the key was in the garden. / Now Omar had the key."""
+    """Now the key was in the garden and Omar was in the barn. / Now the key was with Omar.
+
+    Chance decides what is spoken of; what is said of it follows from the state.
+    """
     narrator.write("Now ")
-    subjects = [*((p, "where") for p in world.people), *((t, "where") for t in world.objects)]
-    weights = [1] * len(world.people) + [3] * len(world.objects)
-    for thing, holder in world.holder_of.items():
-        subjects.append((thing, holder))
-        weights.append(3)
-    subject, asked = narrator.choose(subjects, weights)
-    if asked == "where":
-        is_person = subject in world.pronoun
-        narrator.write("" if is_person else "the ")
-        narrator.write(subject, PERSON if is_person else OBJECT)
-        narrator.write(" was ")
-        _write_place(narrator, world, world.where(subject))
-    else:
-        narrator.write("the ")
-        narrator.write(subject, OBJECT)
-        narrator.write(" was with ")
-        narrator.write(asked, PERSON)
+    facts = [(p, False) for p in world.people] + [(t, False) for t in world.objects]
+    facts += [(thing, True) for thing in world.holder_of]
+    count = narrator.choose((1, 2), (1, 2))
+    for number in range(count):
+        if number:
+            narrator.write(" and ")
+        weights = [2 if subject in world.pronoun else 3 for subject, _ in facts]
+        subject, ask_holder = narrator.choose(facts, weights)
+        facts = [fact for fact in facts if fact[0] != subject]
+        if subject in world.pronoun:
+            narrator.write(subject, PERSON)
+        else:
+            narrator.write("the ")
+            narrator.write(subject, OBJECT)
+        if ask_holder:
+            narrator.write(" was with ")
+            narrator.write(world.holder_of[subject], PERSON)
+        else:
+            narrator.write(" was ")
+            _write_place(narrator, world, world.where(subject))
     narrator.write(".")
     world.changed = False
     world.subject = None
@@ -481,7 +487,7 @@ EVENTS = (
     Event(7, lambda world: bool(_within_reach(world)), _take),
     Event(2, lambda world: bool(world.holder_of), _leave),
     Event(5, lambda world: bool(_company(world)), _give),
-    Event(8, lambda world: world.changed, _remark),
+    Event(16, lambda world: world.changed, _remark),
 )
 
 
@@ -497,7 +503,7 @@ def _choose_person(narrator: Narrator, world: World, people: list[str]) -> str:
 
 def _write_subject(narrator: Narrator, world: World, person: str) -> None:
     """The name, or a pronoun for the only person of the sentence before."""
-    if person == world.subject and narrator.choose((True, False), (2, 1)):
+    if person == world.subject and narrator.choose((True, False), (1, 4)):
         narrator.write(world.pronoun[person].capitalize())
     else:
         narrator.write(person, PERSON)
