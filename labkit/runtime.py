@@ -6,6 +6,7 @@ config gives the same global batches on a laptop, on Colab and on eight ranks.
 Sources: Micikevicius et al. 2018, "Mixed Precision Training"; PyTorch notes on reproducibility.
 """
 
+import ctypes
 import functools
 import os
 import resource
@@ -152,6 +153,31 @@ def peak_rss_bytes() -> int:
     """Return the largest resident memory this process ever had, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+@functools.cache
+def keep_freed_memory() -> bool:
+    """Let the C library keep freed blocks for the next tensor; done once per process.
+
+    By default glibc gives every large block back to the kernel, and the next step of training
+    faults the same pages in again, one by one. Affects CPU tensors on Linux with glibc only.
+
+    Returns:
+        Whether this platform took the setting.
+
+    Source: mallopt(3): M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD.
+    """
+    if sys.platform != "linux":
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    settings = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1, _M_TOP_PAD: 64 * 2**20}
+    taken = [mallopt(name, value) == 1 for name, value in settings.items()]
+    return all(taken)
+
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 
 # --- random numbers ----------------------------------------------------------------------------

@@ -142,6 +142,7 @@ def train(
             raise LabError("metrics under parallel fsdp cannot call a sharded model: use ddp")
         device = runtime.pick_device(config.device)
         precision = runtime.pick_precision(device, config.precision)
+        runtime.keep_freed_memory()
         runtime.seed_everything((config.seed + 7919 * here.rank) % 2**32)
         model.to(device).train()
         step = _Step(model, objective)

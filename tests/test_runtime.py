@@ -1,0 +1,79 @@
+"""runtime: profiles, devices, precision, random numbers, ranks."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from labkit import runtime
+from labkit.errors import LabError
+
+
+def test_profile_comes_from_the_name_then_the_environment(monkeypatch):
+    monkeypatch.setenv("LABKIT_PROFILE", "smoke")
+    assert runtime.resolve_profile() == "smoke"
+    assert runtime.resolve_profile("cpu") == "cpu"
+    monkeypatch.delenv("LABKIT_PROFILE")
+    assert runtime.resolve_profile() == ("gpu" if torch.cuda.is_available() else "cpu")
+
+
+def test_unknown_names_are_named(monkeypatch):
+    with pytest.raises(LabError, match="profile 'huge' is unknown: choose one of smoke, cpu, gpu"):
+        runtime.resolve_profile("huge")
+    with pytest.raises(LabError, match="device 'toaster' is unknown"):
+        runtime.pick_device("toaster")
+    with pytest.raises(LabError, match="precision 'fp8' is unknown"):
+        runtime.pick_precision("cpu", "fp8")
+    with pytest.raises(LabError, match="seed -1 is out of range"):
+        runtime.seed_everything(-1)
+
+
+def test_sizes_must_be_named_in_all_three_profiles():
+    assert runtime.sizes("smoke", smoke={"n": 1}, cpu={"n": 2}, gpu={"n": 3}).n == 1
+    with pytest.raises(LabError, match="profile 'gpu' lacks"):
+        runtime.sizes("smoke", smoke={"n": 1}, cpu={"n": 2}, gpu={})
+
+
+def test_random_state_round_trip():
+    runtime.seed_everything(5)
+    torch.rand(3)
+    np.random.rand(3)  # noqa: NPY002
+    state = runtime.rng_state()
+    expected = torch.rand(4), np.random.rand(4)  # noqa: NPY002
+    runtime.seed_everything(6)
+    runtime.set_rng_state(state)
+    assert torch.equal(torch.rand(4), expected[0])
+    assert np.array_equal(np.random.rand(4), expected[1])  # noqa: NPY002
+
+
+def test_autocast_runs_matmuls_in_the_named_format():
+    a = torch.ones(2, 2)
+    with runtime.autocast("cpu", "bf16"):
+        assert (a @ a).dtype == torch.bfloat16
+    with runtime.autocast("cpu", "fp32"):
+        assert (a @ a).dtype == torch.float32
+
+
+def test_alone_there_is_one_rank_and_sums_are_unchanged():
+    assert runtime.world() == runtime.World(0, 0, 1)
+    assert runtime.is_main()
+    values = torch.tensor([1.0, 2.0])
+    assert runtime.sum_over_ranks(values) is values
+
+
+def test_ranks_come_from_torchrun(monkeypatch):
+    for name, value in {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    assert runtime.world() == runtime.World(3, 1, 4)
+    assert not runtime.is_main()
+
+
+def test_measured_rates_and_memory_are_positive():
+    assert runtime.matmul_rate(torch.float32, size=64, repeats=3) > 0
+    assert runtime.peak_rss_bytes() > 10 * 2**20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")
+def test_freed_memory_is_kept_on_linux():
+    assert runtime.keep_freed_memory()
