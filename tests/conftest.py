@@ -1,4 +1,4 @@
-"""What every test shares: no network, few threads, one place for artefacts."""
+"""What every test shares: no network, one thread, one place for artefacts."""
 
 import os
 from pathlib import Path
@@ -9,6 +9,9 @@ os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
 import pytest
 import torch
+
+# One thread, as the child processes have: how a sum is split among threads moves its last bit.
+torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -35,9 +35,6 @@ EXPECTED: dict[str, dict[str, tuple[float, float]]] = {
     },
 }
 
-#: Chapters committed before their `cpu` run was done; empty this set as the runs come in.
-AWAITING_CPU_RUN = {"00"}
-
 LARGEST_MB = 1.5
 LONGEST_CELL = 40
 
@@ -109,8 +106,6 @@ def test_outputs_come_from_one_clean_run(chapter):
     outputs = [output for cell in code for output in cell.outputs]
     assert not [output for output in outputs if output.output_type == "error"]
     assert not [o.text for o in outputs if o.output_type == "stream" and o.name == "stderr"]
-    if chapter.number in AWAITING_CPU_RUN and course.metrics_of(chapter.path)["profile"] == "smoke":
-        pytest.xfail("its outputs are of a smoke run: execute it under the cpu profile and commit")
     assert course.metrics_of(chapter.path)["profile"] == "cpu"
     assert course.metrics_of(chapter.path)["chapter"] == chapter.number
 
