@@ -33,6 +33,9 @@ EXPECTED: dict[str, dict[str, tuple[float, float]]] = {
         "mean_of_means_gradient_error": (0.08, 0.05),
         "chunk_memory_ratio": (1.4, 0.4),
     },
+    "08": {
+        "resumed_tensors_equal": (56, 0),
+    },
 }
 
 LARGEST_MB = 1.5
