@@ -313,6 +313,20 @@ class KVCache:
         self.length += positions
 
 
+class StackedLinear(nn.Linear):
+    """Several linear layers that read the same input, as one matrix product.
+
+    Args:
+        in_features: Width of the input.
+        rows: Output width of each layer; the weight holds them one below the other.
+        bias: Add a bias.
+    """
+
+    def __init__(self, in_features: int, rows: tuple[int, ...], bias: bool = True):
+        super().__init__(in_features, sum(rows), bias)
+        self.rows = rows
+
+
 class MultiHeadAttention(nn.Module):
     """H attentions side by side, each on its own K = D/H dimensions, then mixed.
 
@@ -345,7 +359,8 @@ class MultiHeadAttention(nn.Module):
         self.num_heads, self.num_kv_heads = num_heads, num_kv_heads
         self.head_width = d_model // num_heads
         self.dropout = dropout
-        self.qkv = nn.Linear(d_model, (num_heads + 2 * num_kv_heads) * self.head_width, bias=bias)
+        kv_width = num_kv_heads * self.head_width
+        self.qkv = StackedLinear(d_model, (d_model, kv_width, kv_width), bias)
         self.out = nn.Linear(d_model, d_model, bias=bias)
 
     def forward(

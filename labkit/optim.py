@@ -1,16 +1,19 @@
-"""Optimisers: AdamW by hand beside torch's fused one, parameter groups, the schedule.
+"""Optimisers: AdamW by hand beside torch's fused one, Muon, parameter groups, the schedule.
 
 Sources: Kingma & Ba 2015, arXiv:1412.6980, algorithm 1; Loshchilov & Hutter 2019,
-arXiv:1711.05101, algorithm 2 (decoupled decay) and 2017, arXiv:1608.03983 (cosine).
+arXiv:1711.05101, algorithm 2 (decoupled decay) and 2017, arXiv:1608.03983 (cosine); Jordan et al.
+2024, "Muon" (kellerjordan.github.io/posts/muon); Liu et al. 2025, arXiv:2502.16982 (its scale).
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from labkit import runtime
 from labkit.errors import LabError
 
 
@@ -88,14 +91,145 @@ def build(
     model: nn.Module,
     *,
     learning_rate: float,
+    optimizer: str = "adamw",
     weight_decay: float = 0.1,
     betas: tuple[float, float] = (0.9, 0.95),
     eps: float = 1e-8,
     fused: bool = True,
 ) -> torch.optim.AdamW:
-    """AdamW over `parameter_groups`, fused: one pass over memory for all tensors."""
+    """AdamW over `parameter_groups`, fused: one pass over memory for all tensors; or `Muon`.
+
+    Args:
+        model: its trainable parameters are optimised.
+        learning_rate, weight_decay, betas, eps: of AdamW; Muon shares the first two.
+        optimizer: `adamw`, or `muon` for the matrices of the blocks with AdamW for the rest.
+        fused: False for AdamW tensor by tensor.
+
+    Raises:
+        LabError: nothing is trainable, or an unknown optimizer.
+    """
     groups = parameter_groups(model, weight_decay)
+    if optimizer == "muon":
+        return Muon(model, groups, learning_rate=learning_rate, betas=betas, eps=eps)
+    if optimizer != "adamw":
+        raise LabError(f"optimizer {optimizer!r} is unknown: choose adamw or muon")
     return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=eps, fused=fused)
+
+
+# --- Muon --------------------------------------------------------------------------------------
+
+#: Five steps of X <- a X + (b A + c A^2) X, A = X X^T, take singular values in (0, 1] to about 1.
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+
+
+def orthogonalise(matrices_BMN: Tensor, steps: int = 5) -> Tensor:
+    """Set every singular value of each matrix to about 1 (0.7 to 1.2), keeping its directions.
+
+    Args:
+        matrices_BMN: (..., M, N), any M and N; computed in their format.
+        steps: Newton-Schulz iterations, 2 (2 M^2 N + M^3) FLOPs each for M <= N.
+
+    Returns:
+        About U V^T of each U S V^T, (..., M, N).
+
+    Source: Jordan et al. 2024.
+    """
+    a, b, c = NEWTON_SCHULZ
+    tall = matrices_BMN.shape[-2] > matrices_BMN.shape[-1]
+    X = matrices_BMN.mT if tall else matrices_BMN
+    X = X / (X.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        A = X @ X.mT
+        X = a * X + (b * A + c * A @ A) @ X
+    return X.mT if tall else X
+
+
+class Muon(torch.optim.AdamW):
+    """Momentum, then `orthogonalise`, for the matrices of the blocks; AdamW for everything else.
+
+    M <- mu M + (1 - mu) G;   W <- W - lr (lambda W + 0.2 sqrt(max(m, n)) UV^T((1 - mu) G + mu M))
+
+    An orthogonal m x n matrix has entries of root mean square 1 / sqrt(max(m, n)); the factor makes
+    it 0.2, that of a typical AdamW update, so both halves share one learning rate and decay.
+    Matrices that are stacked for speed (queries, keys, values) are orthogonalised one by one.
+
+    Args:
+        model: its longest `ModuleList` holds the blocks.
+        groups: from `parameter_groups`.
+        learning_rate, betas, eps: of AdamW; the learning rate and the groups' decay of both.
+        momentum: mu, in [0, 1).
+
+    Raises:
+        LabError: a matrix is sharded over ranks (parallel fsdp).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        groups: list[dict],
+        *,
+        learning_rate: float,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        momentum: float = 0.95,
+    ):
+        stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
+        blocks = max(stacks, key=len, default=nn.ModuleList())
+        rows = {
+            module.weight: getattr(module, "rows", (module.weight.shape[0],))
+            for module in blocks.modules()
+            if isinstance(getattr(module, "weight", None), Tensor)
+            and module.weight.ndim == 2
+            and not isinstance(module, nn.Embedding)
+        }
+        split = []
+        for group in groups:
+            for inside in (True, False):
+                chosen = [p for p in group["params"] if (p in rows) == inside]
+                if chosen:
+                    split.append({**group, "params": chosen, "orthogonal": inside})
+        super().__init__(split, lr=learning_rate, betas=betas, eps=eps, fused=True)
+        self._step_supports_amp_scaling = False  # the scaler itself skips a step that overflowed
+        self.rows, self.momentum = rows, momentum
+        device = next(p.device for group in split for p in group["params"])
+        self.dtype = runtime.DTYPES[runtime.pick_precision(device)]
+        if any(isinstance(p, DTensor) for p in rows):
+            raise LabError("optimizer muon needs whole matrices: use parallel ddp, not fsdp")
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """One update of every parameter that has a gradient."""
+        everything = self.param_groups
+        self.param_groups = [group for group in everything if not group["orthogonal"]]
+        super().step(closure)
+        self.param_groups = everything
+        for group in everything:
+            if group["orthogonal"]:
+                self._orthogonal_step(group)
+
+    def _orthogonal_step(self, group: dict) -> None:
+        pieces: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        for p in group["params"]:
+            if p.grad is None:
+                continue
+            state = self.state[p]
+            if not state:
+                state["momentum"] = torch.zeros_like(p)
+            state["momentum"].lerp_(p.grad, 1 - self.momentum)
+            direction = p.grad.lerp(state["momentum"], self.momentum).to(self.dtype)
+            p.mul_(1 - group["lr"] * group["weight_decay"])
+            for weight, wanted in zip(
+                p.split(self.rows[p]), direction.split(self.rows[p]), strict=True
+            ):
+                pieces[weight.shape].append((weight, wanted))
+        for shape, pairs in pieces.items():  # equal shapes together: few large products
+            scale = 0.2 * math.sqrt(max(shape))
+            directions = orthogonalise(torch.stack([wanted for _, wanted in pairs]))
+            for (weight, _), direction in zip(pairs, directions, strict=True):
+                weight.add_(direction.to(weight.dtype), alpha=-group["lr"] * scale)
+
+
+# --- AdamW by hand, and the norm ---------------------------------------------------------------
 
 
 @torch.no_grad()

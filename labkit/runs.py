@@ -31,8 +31,10 @@ class TrainConfig:
 
     steps: int = 1000
     """Updates in the whole run, at least 1."""
+    optimizer: str = "adamw"
+    """adamw, or muon (for the matrices of the blocks; AdamW for the rest, at the same rate)."""
     learning_rate: float = 3e-4
-    """Peak rate of AdamW, above 0."""
+    """Peak rate, above 0."""
     min_learning_rate_ratio: float = 0.1
     """Final rate / peak rate, 0 to 1."""
     warmup_steps: int = 100
@@ -80,6 +82,7 @@ class TrainConfig:
                 raise LabError(f"{name} {getattr(self, name)} is out of range: choose {allowed}")
 
         demand("steps", self.steps >= 1, "at least 1")
+        demand("optimizer", self.optimizer in ("adamw", "muon"), "adamw or muon")
         demand("learning_rate", 0 < self.learning_rate < math.inf, "a number above 0")
         demand("min_learning_rate_ratio", 0 <= self.min_learning_rate_ratio <= 1, "0 to 1")
         demand("warmup_steps", self.warmup_steps >= 0, "0 or more")

@@ -1,7 +1,7 @@
 """THE loop: pretraining, full fine-tuning, every strategy, one process or many.
 
     for each update:  for each micro-batch:  objective -> (sum, count);  backward of the sum
-                      add counts over micro-batches and ranks;  divide;  clip;  AdamW
+                      add counts over micro-batches and ranks;  divide;  clip;  step
                       evaluate, keep the best, checkpoint;  on_step(record)
 
 What a run optimises follows from the config alone: global batches, one denominator per update, one
@@ -150,6 +150,7 @@ def train(
         forward = torch.compile(module, dynamic=False) if config.compile else module
         optimizer = optim.build(
             model,
+            optimizer=config.optimizer,
             learning_rate=config.learning_rate,
             weight_decay=config.weight_decay,
             betas=config.betas,

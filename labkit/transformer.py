@@ -32,6 +32,7 @@ from labkit.attention import (
     KVCache,
     MultiHeadAttention,
     Rotary,
+    StackedLinear,
     causal_mask,
     document_mask,
     padding_mask,
@@ -87,6 +88,9 @@ class TransformerConfig:
     """Added under the root in the norms, > 0."""
     token_types: int = 0
     """Segment embeddings (BERT: 2); 0: none."""
+    initializer_range: float = 0.02
+    """Standard deviation of the first weights, > 0. 0.02 suits a width of 768 and more (GPT-2);
+    1 / sqrt(d_model) is a good start for narrow models."""
     num_labels: int = 0
     """C, classes of the classification head; 0: a language model."""
     pooling: Literal["mean", "first"] = "mean"
@@ -123,6 +127,8 @@ class TransformerConfig:
             raise LabError(
                 f"rope_theta ({self.rope_theta}) must be > 1 and norm_eps ({self.norm_eps}) > 0"
             )
+        if not 0 < self.initializer_range < math.inf:
+            raise LabError(f"initializer_range is {self.initializer_range}; it must be above 0")
 
     @property
     def head_width(self) -> int:
@@ -225,7 +231,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.gated = config.activation == "swiglu"
         width = config.ffn_width
-        self.up = nn.Linear(config.d_model, 2 * width if self.gated else width, bias=config.bias)
+        self.up = StackedLinear(config.d_model, (width,) * (1 + self.gated), config.bias)
         self.down = nn.Linear(width, config.d_model, bias=config.bias)
         self.activation = F.silu if self.gated else ACTIVATIONS[config.activation]
 
@@ -288,8 +294,8 @@ class Transformer(nn.Module):
     of all.
 
     Args:
-        config: The shape. Weights start as in GPT-2: N(0, 0.02), the projections that write into
-            the residual stream divided by sqrt(2·num_layers), biases 0, norms 1.
+        config: The shape. Weights start as in GPT-2: N(0, initializer_range), the projections that
+            write into the residual stream divided by sqrt(2·num_layers), biases 0, norms 1.
     """
 
     sines: Tensor
@@ -327,14 +333,20 @@ class Transformer(nn.Module):
         self.pooler = nn.Linear(D, D) if pooled else None
         self.classifier = nn.Linear(D, config.num_labels) if config.num_labels else None
 
-        self.apply(_initialise)
-        into_stream = 0.02 / math.sqrt(2 * config.num_layers)
+        self.apply(self._initialise)
+        into_stream = config.initializer_range / math.sqrt(2 * config.num_layers)
         for block in self.modules():
             if isinstance(block, Block):
                 nn.init.normal_(block.attention.out.weight, std=into_stream)
                 nn.init.normal_(block.ffn.down.weight, std=into_stream)
         if self.lm_head is not None and config.tied_embeddings:
             self.lm_head.weight = self.embedding.weight
+
+    def _initialise(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=self.config.initializer_range)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
 
     def forward(
         self,
@@ -520,10 +532,3 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
     """The dtype in which matrix products run here: autocast's, or the tensor's own."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-
-
-def _initialise(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=0.02)
-    if isinstance(module, nn.Linear) and module.bias is not None:
-        nn.init.zeros_(module.bias)

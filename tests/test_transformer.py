@@ -66,6 +66,14 @@ def test_residual_projections_start_smaller_with_depth():
     assert_close(model.blocks[0].attention.qkv.weight.std().item(), 0.02, rtol=0.1, atol=0)
 
 
+def test_the_first_weights_have_the_spread_that_was_asked_for():
+    model = Transformer(dataclasses.replace(GPT2, d_model=64, num_layers=8, initializer_range=0.1))
+    assert_close(model.embedding.weight.std().item(), 0.1, rtol=0.1, atol=0)
+    assert_close(model.blocks[0].ffn.down.weight.std().item(), 0.1 / 4, rtol=0.1, atol=0)
+    with pytest.raises(LabError, match=r"initializer_range is 0\.0; it must be above 0"):
+        dataclasses.replace(GPT2, initializer_range=0.0)
+
+
 @pytest.mark.parametrize("config", [GPT2, LLAMA], ids=["gpt2", "llama"])
 def test_a_decoder_never_sees_the_future(config):
     model = Transformer(config).eval()

@@ -83,8 +83,10 @@ class Pretrain:
     """Tokens per update over all processes, a multiple of context_length."""
     steps: int = 1000
     """Updates in the whole run, at least 1."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """adamw, or muon for the matrices of the blocks (AdamW for the rest): often learns faster."""
     learning_rate: float = 1e-3
-    """Peak rate of AdamW, above 0; continuing a pretrained model wants less (1e-4)."""
+    """Peak rate, above 0; continuing a pretrained model wants less (1e-4)."""
     warmup_steps: int | None = None
     """Updates of linear warm-up, 0 or more; None: a twentieth of steps, at most 200."""
     weight_decay: float = 0.1
