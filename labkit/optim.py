@@ -126,11 +126,11 @@ def orthogonalise(matrices_BMN: Tensor, steps: int = 5) -> Tensor:
     """Set every singular value of each matrix to about 1 (0.7 to 1.2), keeping its directions.
 
     Args:
-        matrices_BMN: (..., M, N), any M and N; computed in their format.
+        matrices_BMN: (B, M, N), any M and N; computed in their format.
         steps: Newton-Schulz iterations, 2 (2 M^2 N + M^3) FLOPs each for M <= N.
 
     Returns:
-        About U V^T of each U S V^T, (..., M, N).
+        About U V^T of each U S V^T, (B, M, N).
 
     Source: Jordan et al. 2024.
     """
@@ -140,7 +140,7 @@ def orthogonalise(matrices_BMN: Tensor, steps: int = 5) -> Tensor:
     X = X / (X.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
         A = X @ X.mT
-        X = a * X + (b * A + c * A @ A) @ X
+        X = torch.baddbmm(X, torch.baddbmm(A, A, A, beta=b, alpha=c), X, beta=a)
     return X.mT if tall else X
 
 

@@ -10,7 +10,7 @@ import torch
 from torch.testing import assert_close
 
 from labkit.errors import LabError
-from labkit.transformer import Transformer, TransformerConfig
+from labkit.transformer import RMSNorm, Transformer, TransformerConfig
 
 TINY = {"vocab_size": 53, "context_length": 16, "d_model": 16, "num_layers": 2, "num_heads": 4}
 GPT2, LLAMA, BERT = (
@@ -72,6 +72,20 @@ def test_the_first_weights_have_the_spread_that_was_asked_for():
     assert_close(model.blocks[0].ffn.down.weight.std().item(), 0.1 / 4, rtol=0.1, atol=0)
     with pytest.raises(LabError, match=r"initializer_range is 0\.0; it must be above 0"):
         dataclasses.replace(GPT2, initializer_range=0.0)
+
+
+def test_rmsnorm_is_torchs_with_its_gradients():
+    norm = RMSNorm(24, eps=1e-5).double()
+    torch.nn.init.uniform_(norm.weight, 0.5, 2.0)
+    x = torch.randn(3, 7, 24, dtype=torch.double, requires_grad=True)
+    torch.autograd.gradcheck(norm, (x,))
+    ours = torch.autograd.grad(norm(x).sin().sum(), (x, norm.weight))
+    plain = torch.nn.functional.rms_norm(x, (24,), norm.weight, 1e-5)
+    theirs = torch.autograd.grad(plain.sin().sum(), (x, norm.weight))
+    assert_close(norm(x), plain)
+    assert_close(ours, theirs)
+    with torch.no_grad():
+        assert_close(norm(x), plain)
 
 
 @pytest.mark.parametrize("config", [GPT2, LLAMA], ids=["gpt2", "llama"])
