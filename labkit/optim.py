@@ -175,13 +175,13 @@ class Muon(torch.optim.AdamW):
     ):
         stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
         blocks = max(stacks, key=len, default=nn.ModuleList())
-        rows = {
-            module.weight: getattr(module, "rows", (module.weight.shape[0],))
-            for module in blocks.modules()
-            if isinstance(getattr(module, "weight", None), Tensor)
-            and module.weight.ndim == 2
-            and not isinstance(module, nn.Embedding)
-        }
+        rows: dict[Tensor, tuple[int, ...]] = {}
+        for module in blocks.modules():
+            weight = getattr(module, "weight", None)
+            if isinstance(module, nn.Embedding) or not isinstance(weight, Tensor):
+                continue
+            if weight.ndim == 2:
+                rows[weight] = getattr(module, "rows", (len(weight),))
         split = []
         for group in groups:
             for inside in (True, False):
