@@ -21,6 +21,7 @@ MODULES = (
     "errors",
     "runtime",
     "text",
+    "files",
     "storyworld",
     "corpora",
     "tokenizers",

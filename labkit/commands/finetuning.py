@@ -1,8 +1,6 @@
 """`labkit finetune`: from one's own examples to a fine-tuned model folder.
 
-    columns text, label      -> classification   accuracy and macro-F1 with intervals
-    columns prompt, answer   -> instruction      the loss counts the answer only
-    column text              -> text             each document is continued
+    a file or corpus -> a task (see `tasks`) -> train -> the best weights -> scores on the test set
 
 Validation chooses when to stop and which weights to keep; the test examples are read once, at the
 end. Whether they come from files or from a split by content, no text is in two of them.
@@ -11,23 +9,21 @@ Sources: Devlin et al. 2019, appendix A.3 (rates, epochs); Ouyang et al. 2022 (i
 """
 
 import dataclasses
-import hashlib
 import json
 import math
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from labkit import corpora, evaluate, interop, runtime, strategies, text
-from labkit.batches import IGNORE_INDEX, Batches, Example, Pad, instruction_example
+from labkit import evaluate, interop, runtime, strategies
+from labkit.batches import Batches
+from labkit.commands import tasks
 from labkit.commands.options import Finetune, check, check_same, saved_options, to_dict
 from labkit.commands.shell import (
     Progress,
-    chat_ids,
     check_free,
     claim,
     duration,
@@ -42,34 +38,14 @@ from labkit.commands.shell import (
     whole,
     write_json,
 )
+from labkit.commands.tasks import SPLITS, Task
 from labkit.errors import LabError
 from labkit.objectives import causal_lm, classification
 from labkit.runs import TrainConfig
 from labkit.tokenizers import Tokenizer
 from labkit.train import mean_loss, train
 
-SPLITS = ("train", "validation", "test")
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt")
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is learned from what."""
-
-    kind: str
-    """classification, instruction or text."""
-    classes: list[str]
-    """Names of the classes; empty for a language model."""
-    texts: dict[str, list[str]]
-    """By split: what the model reads first (a text or a prompt)."""
-    answers: dict[str, list[Any]]
-    """By split: class ids, answers, or nothing."""
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of every example in its place: a resumed run must find the same."""
-        whole = repr((self.kind, self.classes, self.texts, self.answers))
-        return hashlib.sha256(whole.encode()).hexdigest()
 
 
 def finetune(options: Finetune) -> dict[str, Any] | None:
@@ -84,7 +60,7 @@ def finetune(options: Finetune) -> dict[str, Any] | None:
     quiet_libraries()
     with runtime.distributed() as here:
         options = first(here, lambda: _checked(options))
-        task = read(options)
+        task = tasks.read(options)
         folder = model_folder(options.model)
         tokenizer = Tokenizer.from_pretrained(folder)
         torch.manual_seed(options.seed)
@@ -92,7 +68,7 @@ def finetune(options: Finetune) -> dict[str, Any] | None:
         limit = longest_context(model)
         if options.max_length > limit:
             options = dataclasses.replace(options, max_length=limit)
-        data = {split: _batches(task, tokenizer, options, split) for split in SPLITS}
+        data = {split: tasks.batches(task, tokenizer, options, split) for split in SPLITS}
         trained = strategies.apply(model, options.strategy)
         settings = train_config(options, data["train"].steps_per_epoch)
         first(here, lambda: _write_config(options, task))
@@ -186,200 +162,6 @@ def _write_config(options: Finetune, task: Task) -> None:
             f"the examples differ from those with which {options.out} began: resume with the same "
             "files, or choose another --out"
         )
-
-
-# --- data --------------------------------------------------------------------------------------
-
-
-def read(options: Finetune) -> Task:
-    """Read the examples of all splits.
-
-    Raises:
-        LabError: a file, a column or a label cannot be used.
-    """
-    kind = options.task if options.task != "auto" else _kind(options)
-    readers = {"classification": _labelled, "instruction": _instructions, "text": _documents}
-    return readers[kind](options)
-
-
-def _named(source: str) -> bool:
-    return source in corpora.names() or source.startswith("hub:")
-
-
-def _kind(options: Finetune) -> str:
-    if _named(options.data):
-        columns = corpora.load(options.data)["train"].column_names
-        return "classification" if "label" in columns else "text"
-    if Path(options.data).suffix.lower() not in (".csv", ".tsv", ".jsonl"):
-        return "text"
-    columns = corpora.load_rows(options.data)[0]
-    if options.label_column in columns:
-        return "classification"
-    return "instruction" if options.answer_column in columns else "text"
-
-
-def _files(options: Finetune) -> dict[str, Path]:
-    given = {"validation": options.validation, "test": options.test}
-    return {split: file for split, file in given.items() if file is not None}
-
-
-def _shares(options: Finetune) -> dict[str, float]:
-    """Of `data`: a tenth for each split that has no file of its own."""
-    return {split: 0.0 if split in _files(options) else 0.1 for split in SPLITS[1:]}
-
-
-def _labelled(options: Finetune) -> Task:
-    names = {"text_column": options.text_column, "label_column": options.label_column}
-    columns = {} if _named(options.data) else {**names, **_shares(options)}
-    splits = corpora.load(options.data, **columns)
-    if "label" not in splits["train"].column_names:
-        found = ", ".join(splits["train"].column_names)
-        raise LabError(
-            f"{options.data} has no column {options.label_column!r} but {found}: a classifier needs"
-            " a label for each text"
-        )
-    classes = splits["train"].features["label"].names
-    texts = {split: list(splits[split]["text"]) for split in SPLITS}
-    labels = {split: list(splits[split]["label"]) for split in SPLITS}
-    for split, file in _files(options).items():
-        texts[split], labels[split] = labelled_file(file, classes, **names)
-    for number, name in enumerate(classes):
-        if number not in labels["train"]:
-            raise LabError(
-                f"class {name!r} of {options.data} has no training example: give it more rows"
-            )
-    return Task("classification", classes, texts, labels)
-
-
-def labelled_file(
-    path: Path, classes: list[str], text_column: str, label_column: str
-) -> tuple[list[str], list[int]]:
-    """Texts and class ids of a file whose labels are known already.
-
-    Raises:
-        LabError: a label is none of the classes.
-    """
-    rows = corpora.load_rows(path)
-    texts = _cells(path, rows, text_column)
-    names = _cells(path, rows, label_column)
-    for number, name in enumerate(names, start=1):
-        if name not in classes:
-            raise LabError(
-                f"{path} row {number} has label {name!r}, which is none of the model's classes: "
-                f"{', '.join(classes)}"
-            )
-    return texts, [classes.index(name) for name in names]
-
-
-def _cells(path: str | Path, rows: list[dict[str, Any]], column: str) -> list[str]:
-    for number, row in enumerate(rows, start=1):
-        if not str(row.get(column) or "").strip():
-            raise LabError(
-                f"{path} row {number} has nothing in column {column!r}; its columns are "
-                f"{', '.join(row)}"
-            )
-    return [str(row[column]).strip() for row in rows]
-
-
-def _instructions(options: Finetune) -> Task:
-    texts: dict[str, list[str]] = {split: [] for split in SPLITS}
-    answers: dict[str, list[Any]] = {split: [] for split in SPLITS}
-    if _named(options.data):
-        splits = corpora.load(options.data)
-        if "instructions" not in splits["train"].column_names:
-            raise LabError(f"{options.data} holds no instructions: storyworld does")
-        for split in SPLITS:
-            for story in splits[split]:
-                for row in story["instructions"]:  # type: ignore[index]
-                    texts[split].append(f"{story['text']}\n{row['instruction']}")  # type: ignore[index]
-                    answers[split].append(row["response"])
-        return Task("instruction", [], texts, answers)
-    prompts, replies = _pairs(options.data, options)
-    positions = text.split_by_hash(prompts, seed=0, **_shares(options))
-    for split in SPLITS:
-        texts[split] = [prompts[i] for i in positions[split]]
-        answers[split] = [replies[i] for i in positions[split]]
-    for split, file in _files(options).items():
-        texts[split], answers[split] = _pairs(file, options)
-    if empty := [split for split in SPLITS if not texts[split]]:
-        raise LabError(
-            f"{options.data} has {len(prompts)} examples, which leaves none for {empty[0]}: give "
-            "more, or a file for --validation and --test"
-        )
-    return Task("instruction", [], texts, answers)
-
-
-def _pairs(path: str | Path, options: Finetune) -> tuple[list[str], list[str]]:
-    rows = corpora.load_rows(path)
-    columns = (options.prompt_column, options.answer_column)
-    prompts, replies = (_cells(path, rows, column) for column in columns)
-    return prompts, replies
-
-
-def _documents(options: Finetune) -> Task:
-    column = options.text_column
-    columns = {} if _named(options.data) else {"text_column": column, **_shares(options)}
-    splits = corpora.load(options.data, **columns)
-    texts = {split: list(splits[split]["text"]) for split in SPLITS}
-    for split, file in _files(options).items():
-        texts[split] = list(corpora.load_text(file, column)["text"])
-    return Task("text", [], texts, {split: [] for split in SPLITS})
-
-
-# --- examples ----------------------------------------------------------------------------------
-
-
-def _batches(task: Task, tokenizer: Tokenizer, options: Finetune, split: str) -> Batches:
-    texts, answers, limit = task.texts[split], task.answers[split], options.max_length
-    if task.kind == "classification":
-        examples = classification_examples(tokenizer, texts, answers, limit)
-    elif task.kind == "instruction":
-        pairs = zip(texts, answers, strict=True)
-        whole = [
-            instruction_example(
-                chat_ids(tokenizer, prompt), _bare(tokenizer, answer), tokenizer.end_of_text_id
-            )
-            for prompt, answer in pairs
-        ]
-        cut = [{key: ids[:limit] for key, ids in example.items()} for example in whole]
-        examples = [e for e in cut if (e["labels"] != IGNORE_INDEX).any()]
-        if not examples:
-            raise LabError(
-                f"all targets of the {len(cut)} {split} examples are masked: no answer begins "
-                f"within max_length {limit}; choose a longer one"
-            )
-        if len(examples) < len(cut):
-            say(f"{len(cut) - len(examples)} {split} examples are longer than {limit} tokens: left")
-    else:
-        end = tokenizer.end_of_text_id
-        streams = [[end, *ids, end] for ids in tokenizer.encode_batch(texts)]
-        pieces = [
-            torch.tensor(ids[start : start + limit + 1])
-            for ids in streams
-            for start in range(0, len(ids) - 1, limit)
-        ]
-        examples = [{"input_ids": ids[:-1], "labels": ids[1:]} for ids in pieces]
-    lengths = [len(e["input_ids"]) for e in examples] if split == "train" else None
-    collate = Pad(tokenizer.pad_id)
-    return Batches(examples, options.batch_size, collate, seed=options.seed, lengths=lengths)
-
-
-def classification_examples(
-    tokenizer: Tokenizer, texts: list[str], labels: list[int], max_length: int
-) -> list[Example]:
-    """Texts as token ids, cut to `max_length` but with their last token (BERT's [SEP]) kept."""
-    examples = []
-    for ids, label in zip(tokenizer.encode_batch(texts), labels, strict=True):
-        ids = ids or [tokenizer.end_of_text_id]
-        if len(ids) > max_length:
-            ids = [*ids[: max_length - 1], ids[-1]]
-        examples.append({"input_ids": torch.tensor(ids), "labels": torch.tensor(label)})
-    return examples
-
-
-def _bare(tokenizer: Tokenizer, answer: str) -> list[int]:
-    ids = tokenizer.backend.encode(answer, add_special_tokens=False)  # pyright: ignore[reportCallIssue]
-    return ids.ids
 
 
 # --- model -------------------------------------------------------------------------------------

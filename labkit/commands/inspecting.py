@@ -17,12 +17,7 @@ from labkit import corpora, runtime
 from labkit import evaluate as scoring
 from labkit import generate as sampling
 from labkit.batches import Batches, Pad
-from labkit.commands.finetuning import (
-    classification_examples,
-    classifier_scores,
-    labelled_file,
-    score_table,
-)
+from labkit.commands.finetuning import classifier_scores, score_table
 from labkit.commands.options import Evaluate, Generate, check
 from labkit.commands.shell import (
     chat_ids,
@@ -37,6 +32,7 @@ from labkit.commands.shell import (
     table,
     token_stream,
 )
+from labkit.commands.tasks import classification_examples, labelled_file
 from labkit.errors import LabError
 from labkit.tokenizers import Tokenizer
 
