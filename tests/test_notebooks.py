@@ -36,6 +36,32 @@ EXPECTED: dict[str, dict[str, tuple[float, float]]] = {
     "08": {
         "resumed_tensors_equal": (56, 0),
     },
+    "10": {
+        "memory_error": (0.0, 0.15),
+        "test_accuracy_bag_of_words": (0.9, 0.1),
+        "test_accuracy_frozen": (0.9, 0.1),
+    },
+}
+
+#: What the text of a chapter claims of the committed `cpu` run: name -> (lowest, highest).
+CLAIMS: dict[str, dict[str, tuple[float, float]]] = {
+    "00": {"exact_answers": (0.62, 1.0), "naming": (0.0, 0.55), "without_the_story": (0.0, 0.2)},
+    "03": {"MiniLM mean entropy": (2.5, 2.8)},
+    "05": {"test_accuracy": (0.9, 1.0)},
+    "08": {
+        "bits_per_byte_web_bible": (1.2, 1.6),
+        "bits_per_byte_bbc_news": (1.6, 2.1),
+        "bits_per_byte_python_source": (1.4, 1.85),
+        "saved_against_5gram_python_source": (0.03, 1.0),
+        "storyworld_bits_per_byte": (0.2195, 0.29),
+        "live_curve_overhead": (0.0, 0.055),
+        "resumed_tensors_equal": (56, 56),
+    },
+    "10": {
+        "test_accuracy": (0.955, 1.0),
+        "memory_error": (0.0, 0.15),
+        "live_curve_overhead": (0.0, 0.055),
+    },
 }
 
 LARGEST_MB = 1.5
@@ -111,6 +137,13 @@ def test_outputs_come_from_one_clean_run(chapter):
     assert not [o.text for o in outputs if o.output_type == "stream" and o.name == "stderr"]
     assert course.metrics_of(chapter.path)["profile"] == "cpu"
     assert course.metrics_of(chapter.path)["chapter"] == chapter.number
+
+
+@every_chapter
+def test_the_committed_run_shows_what_the_text_claims(chapter):
+    metrics = course.metrics_of(chapter.path)["metrics"]
+    for name, (lowest, highest) in CLAIMS[chapter.number].items():
+        assert lowest <= metrics[name] <= highest, name
 
 
 @every_chapter

@@ -18,6 +18,7 @@ from IPython.core.getipython import get_ipython
 from IPython.display import display
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, StrMethodFormatter
 
 from labkit.notebook import plots
 from labkit.notebook.widgets import image_widget, picture_bundle
@@ -38,6 +39,7 @@ class LiveCurve:
         validation_key: str = "loss",
         scale: float = 1.0,
         speed: bool = True,
+        logy: bool = False,
         budget: float = BUDGET,
     ) -> None:
         """Open the picture, empty.
@@ -49,10 +51,11 @@ class LiveCurve:
             validation_key: which entry of `record.validation` to draw.
             scale: factor on both losses, such as 1 / ln 2 for bits.
             speed: show tokens per second; off where examples are not tokens.
+            logy: draw losses on a logarithmic scale, to see what comes after a steep start.
             budget: largest share of the elapsed time that drawing may take, 0 to 1.
         """
         self.title, self.ylabel, self.scale, self.budget = title, ylabel, scale, budget
-        self.speed = speed
+        self.speed, self.logy = speed, logy
         self.references = dict(references or {})
         self.validation_key = validation_key
         self.steps: list[int] = []
@@ -150,6 +153,11 @@ class LiveCurve:
         )
         ax.set(xlabel="step", ylabel=self.ylabel)
         ax.locator_params(nbins=5)  # tick labels are most of the cost of drawing
+        if self.logy:
+            ax.set_yscale("log")
+            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            ax.minorticks_off()
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(color="#E6E6E6", linewidth=0.8)
         ax.set_axisbelow(True)
@@ -177,8 +185,12 @@ class LiveCurve:
         finite = [level for level in levels if np.isfinite(level)]
         if finite:
             low, high = min(finite), max(finite)
-            pad = 0.06 * (high - low) or 0.1
-            ax.set_ylim(low - pad, high + pad)
+            if self.logy and low > 0:
+                pad = max(1.03, (high / low) ** 0.06)
+                ax.set_ylim(low / pad, high * pad)
+            else:
+                pad = 0.06 * (high - low) or 0.1
+                ax.set_ylim(low - pad, high + pad)
             ax.set_xlim(0, max(1, self._total_steps, *self.steps[-1:]))
         for text in list(ax.texts):
             if text is not self._status:
@@ -221,6 +233,8 @@ class Progress:
         elif time.perf_counter() - self._last > 0.25:
             self._show()
             self._last = time.perf_counter()
+        if self.total and self.done >= self.total:
+            self.close()
 
     def close(self) -> None:
         """Leave one tidy line."""
@@ -321,11 +335,15 @@ def clock(seconds: float) -> str:
 
 
 def smoothed(values: np.ndarray, window: int | None = None) -> np.ndarray:
-    """Mean over the last `window` values (default: a thirtieth of them, at least 5)."""
-    window = window or max(5, len(values) // 30)
-    total = np.cumsum(np.insert(np.nan_to_num(values), 0, 0.0))
+    """Mean over the last `window` values.
+
+    By default a thirtieth of them, at least 5, but never more than the last quarter so far: a steep
+    start stays steep.
+    """
     index = np.arange(1, len(values) + 1)
-    start = np.maximum(0, index - window)
+    widths = np.maximum(1, np.minimum(max(5, len(values) // 30), index // 4))
+    total = np.cumsum(np.insert(np.nan_to_num(values), 0, 0.0))
+    start = np.maximum(0, index - (window or widths))
     return (total[index] - total[start]) / (index - start)
 
 

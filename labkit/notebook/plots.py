@@ -321,7 +321,7 @@ def bars(
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
     ax.margins(x=0.12)
-    ax.set_title(title)
+    ax.set_title(title, pad=18 if references else None)  # the names of the references stand below
     ax.set(xlabel=xlabel)
     return _figure_of(ax)
 
