@@ -246,7 +246,8 @@ def _activations(
     e = 2 if narrow else 4
     dropped = config.dropout > 0
     stream = 4 * N * D
-    norm = 2 * stream if config.norm == "rmsnorm" else stream
+    chain = config.norm == "rmsnorm" and implementation == "transformers"
+    norm = 2 * stream if chain else stream  # written as a chain of operations, it keeps x·r too
     product_input = e * N * D
     noise = e * N * D if dropped else 0
 
