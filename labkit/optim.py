@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from labkit import runtime
+from labkit.attention import StackedLinear
 from labkit.errors import LabError
+from labkit.transformer import blocks
 
 
 def learning_rate(
@@ -154,13 +156,10 @@ class Muon(torch.optim.AdamW):
     Matrices that are stacked for speed (queries, keys, values) are orthogonalised one by one.
 
     Args:
-        model: its longest `ModuleList` holds the blocks.
+        model: a labkit or `transformers` model, its matrices whole on each rank (ddp, not fsdp).
         groups: from `parameter_groups`.
         learning_rate, betas, eps: of AdamW; the learning rate and the groups' decay of both.
         momentum: mu, in [0, 1).
-
-    Raises:
-        LabError: a matrix is sharded over ranks (parallel fsdp).
     """
 
     def __init__(
@@ -173,15 +172,11 @@ class Muon(torch.optim.AdamW):
         eps: float = 1e-8,
         momentum: float = 0.95,
     ):
-        stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
-        blocks = max(stacks, key=len, default=nn.ModuleList())
         rows: dict[Tensor, tuple[int, ...]] = {}
-        for module in blocks.modules():
-            weight = getattr(module, "weight", None)
-            if isinstance(module, nn.Embedding) or not isinstance(weight, Tensor):
-                continue
-            if weight.ndim == 2:
-                rows[weight] = getattr(module, "rows", (len(weight),))
+        for module in blocks(model).modules():
+            for p in module.parameters(recurse=False):
+                if p.ndim == 2 and not isinstance(module, nn.Embedding):
+                    rows[p] = module.rows if isinstance(module, StackedLinear) else (len(p),)
         split = []
         for group in groups:
             for inside in (True, False):
@@ -193,8 +188,6 @@ class Muon(torch.optim.AdamW):
         self.rows, self.momentum = rows, momentum
         device = next(p.device for group in split for p in group["params"])
         self.dtype = runtime.DTYPES[runtime.pick_precision(device)]
-        if any(isinstance(p, DTensor) for p in rows):
-            raise LabError("optimizer muon needs whole matrices: use parallel ddp, not fsdp")
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -100,6 +100,11 @@ class TrainConfig:
             "precision", self.precision in ("auto", *runtime.PRECISIONS), "auto, fp32, bf16 or fp16"
         )
         demand("parallel", self.parallel in ("ddp", "fsdp"), "ddp or fsdp")
+        demand(
+            "optimizer",
+            self.optimizer != "muon" or self.parallel != "fsdp",
+            "adamw with parallel fsdp: muon needs whole matrices (parallel ddp)",
+        )
         demand("keep", self.keep >= 1, "at least 1")
         for name in ("eval_every", "patience", "save_every"):
             demand(name, getattr(self, name) >= 0, "0 (off) or more")

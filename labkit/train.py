@@ -31,7 +31,7 @@ from labkit.batches import Batch, Batches
 from labkit.errors import LabError
 from labkit.objectives import Objective
 from labkit.runs import Progress, Record, Result, RunFolder, TrainConfig
-from labkit.transformer import Transformer
+from labkit.transformer import Transformer, blocks
 
 # --- how ranks share the work ------------------------------------------------------------------
 
@@ -55,8 +55,7 @@ def _parallelise(step: _Step, here: runtime.World, how: str) -> nn.Module:
         return DistributedDataParallel(step, find_unused_parameters=not ours)
     for tensor in [*step.parameters(), *step.buffers()]:
         dist.broadcast(tensor.detach(), src=0)
-    stacks = [m for m in step.modules() if isinstance(m, nn.ModuleList)]
-    for block in max(stacks, key=len, default=[]):
+    for block in blocks(step):
         fully_shard(block)
     fully_shard(step)  # in place
     return step

@@ -540,6 +540,12 @@ class Transformer(nn.Module):
             raise LabError("an encoder sees the whole sequence at once and has no use for a cache")
 
 
+def blocks(model: nn.Module) -> nn.ModuleList:
+    """The stack of layers of a labkit or `transformers` model: its longest `ModuleList`."""
+    stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return max(stacks, key=len, default=nn.ModuleList())
+
+
 def _visible(
     input_ids: Tensor,
     attention_mask: Tensor | None,

@@ -5,17 +5,24 @@ import dataclasses
 import inspect
 import itertools
 import json
+import re
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
+import nbformat
 import pytest
 import torch
 from commands import SMALL, alone, here, labelled, losses, torchrun, write_rows, write_text
 
 from labkit import corpora, interop
+from labkit.__main__ import parse
 from labkit.commands import options
 from labkit.errors import LabError
 from labkit.tokenizers import Tokenizer, train_bpe
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -402,3 +409,29 @@ def test_under_torchrun_bad_input_is_said_once(tmp_path):
     assert done.stderr.count("labkit: ") == 1
     assert "absent.txt" in done.stderr
     assert not out.exists()
+
+
+# --- what the project tells its readers to type --------------------------------------------------
+
+
+def written_commands():
+    """(where, arguments) of every labkit command in README, CONTRIBUTING and the notebooks."""
+    texts = {path.name: path.read_text() for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md")}
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        cells = nbformat.read(path, as_version=4).cells
+        texts[path.name] = "\n".join(c.source for c in cells if c.cell_type == "markdown")
+    names = "|".join(options.COMMANDS)
+    for where, text in texts.items():
+        for found in re.findall(rf"\blabkit ((?:{names})\b[^`#|\n]*)", text):
+            yield where, found.strip()
+
+
+@pytest.mark.parametrize(("where", "command"), sorted(set(written_commands())))
+def test_every_command_in_the_text_can_be_typed(where, command):
+    parse(shlex.split(command))
+
+
+def test_a_command_that_cannot_be_typed_is_noticed():
+    with pytest.raises(SystemExit) as stopped:
+        parse(shlex.split("pretrain my_text.txt"))
+    assert stopped.value.code == 2

@@ -272,6 +272,7 @@ def test_progress_counts_in_a_terminal(capsys):
     hook = together(bar)
     hook(record(4))
     hook(record(10))
+    assert bar.closed, "a bar that has counted all its steps is done"
     bar.close()
     assert seen == [0, 1, 2, 3, 4]
     assert bar.done == 10
@@ -286,6 +287,20 @@ def test_words_for_time_and_records():
 def test_smoothing_is_a_trailing_mean():
     values = np.arange(8.0)
     assert smoothed(values, 3).tolist() == [0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+    steep = np.concatenate([np.linspace(10, 1, 10), np.ones(290)])
+    assert smoothed(steep)[9] == pytest.approx(1.5)  # not 5.5, the mean over ten
+    assert smoothed(steep)[-1] == 1.0
+
+
+def test_a_logarithmic_curve_shows_what_comes_after_a_steep_start():
+    heights = {}
+    for logy in (False, True):
+        with LiveCurve("Run", logy=logy, references={"floor": 0.05}) as curve:
+            for step in range(1, 41):
+                curve(record(step, 40))
+        low, high = (curve._ax.transData.transform((0, y))[1] for y in (0.05, 0.1))
+        heights[logy] = (high - low) / curve._ax.bbox.height
+    assert heights[False] < 0.03 < 0.15 < heights[True]
 
 
 # --- widgets -----------------------------------------------------------------------------------

@@ -146,3 +146,5 @@ def test_an_unknown_optimizer_is_named():
         optim.build(nn.Linear(2, 2), learning_rate=1e-3, optimizer="adam")
     with pytest.raises(LabError, match="optimizer sgd is out of range"):
         config(optimizer="sgd")
+    with pytest.raises(LabError, match="optimizer muon is out of range: choose adamw with"):
+        config(optimizer="muon", parallel="fsdp")

@@ -209,7 +209,7 @@ class Progress:
     def __init__(self, total: int | None, description: str) -> None:
         self.total, self.description, self.done, self.note = total, description, 0, ""
         self._began = self._last = time.perf_counter()
-        self._closed = False
+        self.closed = False
         self._bar = self._handle = None
         if get_ipython() is None:
             from tqdm import tqdm
@@ -238,9 +238,9 @@ class Progress:
 
     def close(self) -> None:
         """Leave one tidy line."""
-        if self._closed:
+        if self.closed:
             return
-        self._closed = True
+        self.closed = True
         if self._bar is not None:
             self._bar.close()
         else:
@@ -262,7 +262,7 @@ class Progress:
     def _bundle(self) -> dict[str, str]:
         seconds = time.perf_counter() - self._began
         name = f"{self.description}: " if self.description else ""
-        if self._closed:
+        if self.closed:
             text = f"{name}{self.done:,} in {clock(seconds)}"
         else:
             of = f" of {self.total:,}" if self.total else ""
@@ -272,7 +272,7 @@ class Progress:
             text = f"{name}{self.done:,}{of}{left}"
         text += f" · {self.note}" if self.note else ""
         bar = ""
-        if self.total and not self._closed:
+        if self.total and not self.closed:
             bar = f'<progress value="{self.done}" max="{self.total}"></progress> '
         return {"text/html": f"<div>{bar}<code>{escape(text)}</code></div>", "text/plain": text}
 

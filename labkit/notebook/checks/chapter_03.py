@@ -107,7 +107,7 @@ def softmax_backward(attempt: Callable[..., Any], fresh: Fresh) -> str:
             },
             what="Your gradient",
         )
-    return "Right, and no Jacobian of S x S numbers was built."
+    return "Right. The short form, w (d - sum of w d), builds no Jacobian of S x S numbers."
 
 
 @exercise("03.4", title="Backward through attention")
