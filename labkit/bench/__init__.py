@@ -1,0 +1,232 @@
+"""What the machine and the package reach: contestants side by side, medians only.
+
+    round 1: labkit | Trainer | labkit fp32 | plain loop | labkit compiled
+    round 2: the same again ...                -> median seconds -> tokens or examples per second
+
+    pretraining   tokens per second, share of the machine's own matmul rate
+    finetuning    examples per second on articles of natural length
+    generation    new tokens per second with a cache
+    memory        peak and time of an update at GPT-2's size, a process for each contestant
+
+Timings of two programs are comparable only when taken side by side: clocks drift and machines are
+shared. So each round runs every contestant for a short while, all on the same weights and data.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from labkit import accounting, objectives, runtime
+from labkit.batches import Batches
+from labkit.bench import finetuning, generation, memory, pretraining
+from labkit.train import TrainConfig, train
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """One benchmark's problems."""
+
+    pretraining: pretraining.Sizes
+    finetuning: finetuning.Sizes
+    new_tokens: int
+    """Tokens that generation writes after each prompt."""
+    rounds: int
+    """How often everything is timed."""
+    smaller_memory: bool = False
+    """Measure memory with a model of 3 M parameters instead of 124 M."""
+
+
+FULL = Sizes(pretraining.FULL, finetuning.FULL, new_tokens=128, rounds=3)
+QUICK = Sizes(pretraining.QUICK, finetuning.QUICK, new_tokens=16, rounds=2, smaller_memory=True)
+
+
+@dataclass
+class Report:
+    """All figures of one run."""
+
+    machine: dict[str, Any]
+    model: dict[str, Any]
+    """Of pretraining and generation."""
+    tokens_per_second: dict[str, float] = field(default_factory=dict)
+    """Pretraining: median over all timed updates, by contestant."""
+    flop_utilisation: dict[str, float] = field(default_factory=dict)
+    """Model FLOP/s over the measured bf16 (or fp32) matmul rate, 0 to 1."""
+    examples_per_second: dict[str, float] = field(default_factory=dict)
+    """Full fine-tuning: median over passes."""
+    padding: dict[str, float] = field(default_factory=dict)
+    """Share of the positions computed in fine-tuning that hold no token."""
+    generated_per_second: dict[str, float] = field(default_factory=dict)
+    """New tokens per second over all prompts of the batch."""
+    peak_gb: dict[str, float] = field(default_factory=dict)
+    """Largest memory of a process that fine-tunes a model of GPT-2's size, 10^9 bytes."""
+    update_seconds: dict[str, float] = field(default_factory=dict)
+    """Seconds of one such update."""
+    ratios: dict[str, float] = field(default_factory=dict)
+    """Ratio of medians."""
+    import_seconds: dict[str, float] = field(default_factory=dict)
+    live_plotting_share: float = float("nan")
+    """Drawing time / training time with a live curve."""
+
+
+def _interleaved(
+    contestants: dict[str, Callable[[], list[float]]],
+    rounds: int,
+    between: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
+    """Median of what each contestant returned over all rounds."""
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(rounds):
+        for name, contestant in contestants.items():
+            seconds[name] += contestant()
+        between()
+    return {name: float(np.median(values)) for name, values in seconds.items()}
+
+
+def _pretraining(report: Report, sizes: Sizes, half: str, compiled: bool) -> None:
+    problem, device = sizes.pretraining, runtime.pick_device()
+    rates: dict[str, list[float]] = {"fp32": [], half: []}
+
+    def measure_products() -> None:
+        for precision, values in rates.items():
+            values.append(runtime.matmul_rate(runtime.DTYPES[precision], device))
+
+    entries = pretraining.contestants(problem, half, compiled)
+    seconds = _interleaved(entries, sizes.rounds, measure_products)
+    speed = {name: problem.tokens / s for name, s in seconds.items()}
+    peaks = {precision: float(np.median(values)) for precision, values in rates.items()}
+    per_token = accounting.flops_per_token(problem.config, problem.config.context_length)
+    report.tokens_per_second = speed
+    report.flop_utilisation = {
+        name: rate * per_token / peaks["fp32" if "fp32" in name else half]
+        for name, rate in speed.items()
+    }
+    report.machine["matmul_gflops"] = {p: round(rate / 1e9, 1) for p, rate in peaks.items()}
+    best = max((name for name in entries if name.startswith("labkit")), key=speed.__getitem__)
+    report.ratios |= {
+        f"pretraining: {best} / Trainer {half}": speed[best] / speed[f"Trainer {half}"],
+        f"pretraining: labkit {half} / Trainer {half}": (
+            speed[f"labkit {half}"] / speed[f"Trainer {half}"]
+        ),
+        f"pretraining: {best} / plain fp32 loop": speed[best] / speed["plain fp32 loop"],
+    }
+
+
+def _finetuning(report: Report, sizes: Sizes, half: str) -> None:
+    seconds = _interleaved(finetuning.contestants(sizes.finetuning, half), sizes.rounds)
+    speed = {name: sizes.finetuning.articles / s for name, s in seconds.items()}
+    report.examples_per_second = speed
+    report.padding = finetuning.padding(sizes.finetuning)
+    report.ratios["fine-tuning: labkit / Trainer"] = (
+        speed[f"labkit {half}"] / speed[f"Trainer {half}"]
+    )
+
+
+def _generation(report: Report, sizes: Sizes) -> None:
+    entries = generation.contestants(sizes.pretraining, sizes.new_tokens)
+    seconds = _interleaved(entries, sizes.rounds)
+    report.generated_per_second = {name: 1 / s for name, s in seconds.items()}
+    for name, s in seconds.items():
+        if name.startswith("labkit"):
+            rival = name.replace("labkit", "transformers")
+            report.ratios[f"generation: {name} / transformers"] = seconds[rival] / s
+
+
+def _memory(report: Report, sizes: Sizes) -> None:
+    for name in memory.CONTESTANTS:
+        found = memory.measure(name, sizes.smaller_memory)
+        report.peak_gb[name], report.update_seconds[name] = found["peak_gb"], found["seconds"]
+    leanest = min((n for n in report.peak_gb if "labkit" in n), key=report.peak_gb.__getitem__)
+    for rival in ("Trainer", "Trainer, gradient checkpointing"):
+        for what, values in (("memory", report.peak_gb), ("time", report.update_seconds)):
+            ratio = values[leanest] / values[rival]
+            report.ratios[f"{what} at GPT-2 size: {leanest} / {rival}"] = ratio
+
+
+def _import_seconds(repeats: int) -> dict[str, float]:
+    """Median seconds of `import torch`, and what `import labkit` adds."""
+    code = (
+        "import time; a = time.perf_counter(); import torch; b = time.perf_counter(); "
+        "import labkit; c = time.perf_counter(); print(b - a, c - b)"
+    )
+    rows = []
+    for _ in range(repeats):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+        rows.append([float(x) for x in done.stdout.split()])
+    torch_seconds, added = np.median(rows, axis=0)
+    return {"torch": float(torch_seconds), "labkit_adds": float(added)}
+
+
+def _live_share(sizes: pretraining.Sizes) -> float:
+    from labkit.notebook import LiveCurve
+
+    data = Batches(pretraining.windows(sizes), sizes.batch_size)
+    settings = TrainConfig(steps=10 * sizes.steps, warmup_steps=0, learning_rate=1e-4)
+    with LiveCurve("overhead") as curve:
+        train(pretraining.decoder(sizes), objectives.causal_lm, data, settings, on_step=curve)
+    return float(curve.overhead)
+
+
+def run(sizes: Sizes = FULL, compiled: bool = True) -> Report:
+    """Measure everything; some fifteen minutes on two cores.
+
+    Args:
+        sizes: `FULL` for numbers to quote, `QUICK` to see that it runs.
+        compiled: also time labkit under torch.compile (needs a C++ compiler).
+    """
+    device = runtime.pick_device()
+    half = runtime.pick_precision(device)
+    config = sizes.pretraining.config
+    report = Report(
+        machine={
+            "device": str(device),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        },
+        model={
+            "parameters": accounting.parameters(config),
+            "tokens_per_update": sizes.pretraining.tokens,
+            "d_model": config.d_model,
+            "num_layers": config.num_layers,
+        },
+    )
+    _pretraining(report, sizes, half, compiled)
+    _finetuning(report, sizes, half)
+    _generation(report, sizes)
+    _memory(report, sizes)
+    report.import_seconds = _import_seconds(sizes.rounds + 2)
+    report.live_plotting_share = _live_share(sizes.pretraining)
+    return report
+
+
+def _lines(report: Report) -> list[str]:
+    rows = [f"machine: {report.machine}", f"model:   {report.model}", ""]
+    rows.append(f"{'pretraining':36}{'tokens/s':>12}{'FLOP utilisation':>20}")
+    for name, rate in sorted(report.tokens_per_second.items(), key=lambda x: -x[1]):
+        rows.append(f"{name:36}{rate:12,.0f}{report.flop_utilisation[name]:20.1%}")
+    rows += ["", f"{'full fine-tuning':36}{'examples/s':>12}{'padding':>20}"]
+    for name, rate in report.examples_per_second.items():
+        rows.append(f"{name:36}{rate:12.2f}{report.padding[name.split()[0]]:20.1%}")
+    rows += ["", f"{'generation, fp32':36}{'tokens/s':>12}"]
+    rows += [f"{name:36}{rate:12,.0f}" for name, rate in report.generated_per_second.items()]
+    rows += ["", f"{'an update at GPT-2 size':36}{'peak GB':>12}{'seconds':>20}"]
+    for name, peak in report.peak_gb.items():
+        rows.append(f"{name:36}{peak:12.2f}{report.update_seconds[name]:20.2f}")
+    rows += ["", *(f"{name}: {ratio:.2f}" for name, ratio in report.ratios.items())]
+    imports = report.import_seconds
+    rows.append(
+        f"import torch {imports['torch']:.2f} s, labkit adds {imports['labkit_adds']:.3f} s"
+    )
+    rows.append(f"live plotting takes {report.live_plotting_share:.1%} of the training time")
+    return rows
+
+
+def main(json_output: bool = False, quick: bool = False, compiled: bool = True) -> None:
+    """Run and print: a table, or with `json_output` one JSON object."""
+    report = run(QUICK if quick else FULL, compiled)
+    print(json.dumps(asdict(report)) if json_output else "\n".join(_lines(report)))
