@@ -34,6 +34,65 @@ IGNORE_INDEX = -100
 # --- tokens on disk ----------------------------------------------------------------------------
 
 
+class TokenWriter:
+    """A flat token file in the making: documents come one at a time, the file appears at the end.
+
+    Use it as a context manager. `path` + `.json` holds the file's facts; both are replaced whole,
+    when the block ends without an error, or not at all.
+    """
+
+    def __init__(self, path: str | os.PathLike, vocab_size: int, end_of_text_id: int):
+        """
+        Args:
+            path: the file to write.
+            vocab_size: ids are 0 .. vocab_size - 1; up to 65,536 take two bytes a token, else four.
+            end_of_text_id: the id written after each document.
+        """
+        self.path, self.vocab_size, self.end_of_text_id = Path(path), vocab_size, end_of_text_id
+        self.dtype = np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
+        self.tokens = self.documents = 0
+
+    def __enter__(self) -> "TokenWriter":
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._temporary = self.path.with_name(self.path.name + ".tmp")
+        self._file = self._temporary.open("wb")
+        return self
+
+    def append(self, ids: Sequence[int]) -> None:
+        """Write one document and its end.
+
+        Raises:
+            LabError: an id outside the vocabulary.
+        """
+        self.documents += 1
+        array = np.asarray(ids, dtype=np.int64)
+        if array.size and not 0 <= array.min() <= array.max() < self.vocab_size:
+            raise LabError(
+                f"document {self.documents} holds token {array.max()}: ids go from 0 to "
+                f"{self.vocab_size - 1}, tokenize it with this vocabulary"
+            )
+        np.append(array, self.end_of_text_id).astype(self.dtype).tofile(self._file)
+        self.tokens += array.size + 1
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        with self._file as file:
+            file.flush()
+            os.fsync(file.fileno())
+        if kind is not None or self.documents == 0:
+            self._temporary.unlink()
+        if kind is None and self.documents == 0:
+            raise LabError("0 documents were given: at least 1 is needed to write tokens")
+        if kind is None:
+            facts = {
+                "dtype": self.dtype.name,
+                "tokens": self.tokens,
+                "documents": self.documents,
+                "vocab_size": self.vocab_size,
+            }
+            self.path.with_name(self.path.name + ".json").write_text(json.dumps(facts))
+            os.replace(self._temporary, self.path)
+
+
 def write_tokens(
     path: str | os.PathLike,
     documents: Iterable[Sequence[int]],
@@ -43,10 +102,8 @@ def write_tokens(
     """Stream documents to one flat token file, each ended by `end_of_text_id`.
 
     Args:
-        path: the file to write; `path` + `.json` holds its facts; replaced whole or not at all.
+        path, vocab_size, end_of_text_id: as in `TokenWriter`.
         documents: token ids of one document after the other; consumed once, one at a time.
-        vocab_size: ids are 0 .. vocab_size - 1; up to 65,536 take two bytes a token, else four.
-        end_of_text_id: the id written after each document.
 
     Returns:
         The tokens, memory-mapped read-only, shape (number of tokens,).
@@ -54,29 +111,9 @@ def write_tokens(
     Raises:
         LabError: no document, or an id outside the vocabulary.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    dtype = np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
-    temporary = path.with_name(path.name + ".tmp")
-    count = number = 0
-    with temporary.open("wb") as file:
-        for number, ids in enumerate(documents, start=1):
-            array = np.asarray(ids, dtype=np.int64)
-            if array.size and not 0 <= array.min() <= array.max() < vocab_size:
-                raise LabError(
-                    f"document {number} holds token {array.max()}: ids go from 0 to "
-                    f"{vocab_size - 1}, tokenize it with this vocabulary"
-                )
-            np.append(array, end_of_text_id).astype(dtype).tofile(file)
-            count += array.size + 1
-        file.flush()
-        os.fsync(file.fileno())
-    if number == 0:
-        temporary.unlink()
-        raise LabError("0 documents were given: at least 1 is needed to write tokens")
-    facts = {"dtype": dtype.name, "tokens": count, "documents": number, "vocab_size": vocab_size}
-    path.with_name(path.name + ".json").write_text(json.dumps(facts))
-    os.replace(temporary, path)
+    with TokenWriter(path, vocab_size, end_of_text_id) as file:
+        for ids in documents:
+            file.append(ids)
     return read_tokens(path)
 
 

@@ -17,7 +17,7 @@ import hashlib
 import importlib.util
 import re
 import sysconfig
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -178,6 +178,43 @@ def load(
     if split not in splits:
         raise LabError(f"{name} has no split {split!r}; it has {', '.join(map(str, splits))}.")
     return splits[split]
+
+
+#: A file or folder of more bytes is read in pieces by `stream`, never held whole.
+LARGE = 64_000_000
+#: Of such a one, about this many bytes are held out for each of validation and test.
+HELD_OUT = 4_000_000
+
+
+def stream(name_or_path: str | Path, **options: Any) -> Iterator[tuple[str, str]]:
+    """(split, text) of every document that `load` gives, in the memory of a few documents.
+
+    One's own files of more than `LARGE` bytes are read as they come; validation and test are then
+    about `HELD_OUT` bytes each instead of a tenth. Whatever else there is goes through `load`.
+
+    Args:
+        name_or_path: as in `load`.
+        **options: as in `load`; large files take `text_column` and `seed`.
+
+    Raises:
+        LabError: as `load`.
+    """
+    path = Path(name_or_path)
+    own = str(name_or_path) not in BUILDERS and path.exists()
+    if not own or files.size(path) <= LARGE:
+        splits = load(name_or_path, **options)
+        for split in splits:
+            yield from ((str(split), text) for text in splits[split]["text"])
+        return
+    yield from _call(_stream_local, path, options)
+
+
+def _stream_local(
+    path: Path, text_column: str = "text", seed: int = 0
+) -> Iterator[tuple[str, str]]:
+    share = min(0.1, HELD_OUT / files.size(path))
+    for document in files.stream(path, text_column):
+        yield cleaning.split_of(document, share, share, seed), document
 
 
 def load_text(path: str | Path, text_column: str = "text") -> Dataset:
@@ -483,7 +520,8 @@ def _call(build: Callable[..., Any], name: str | Path, options: dict[str, Any]) 
     for option in options:
         if option not in known:
             raise LabError(f"{name} takes no option {option!r}; it takes {', '.join(known)}.")
-    return build(name, **options) if build is _load_local else build(**options)
+    ours = build in (_load_local, _stream_local)
+    return build(name, **options) if ours else build(**options)
 
 
 def _dataset(columns: dict[str, list[Any]]) -> Dataset:

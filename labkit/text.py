@@ -184,18 +184,27 @@ def split_by_hash(
     Raises:
         LabError: when the shares are out of range.
     """
+    check_shares(validation, test)
+    splits: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
+    for i, text in enumerate(texts):
+        splits[split_of(text, validation, test, seed)].append(i)
+    return splits
+
+
+def check_shares(validation: float, test: float) -> None:
+    """Raise a LabError unless both shares lie in [0, 1) and leave something to train on."""
     if not (0 <= validation < 1 and 0 <= test < 1 and validation + test < 1):
         raise LabError(
             f"The shares validation={validation} and test={test} must lie in [0, 1) and sum to "
             "less than 1, so that something is left to train on."
         )
-    splits: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
-    for i, text in enumerate(texts):
-        digest = hashlib.sha256(f"{seed}:{content_hash(text)}".encode()).digest()
-        share = int.from_bytes(digest[:8], "big") / 2**64
-        name = "test" if share < test else "validation" if share < test + validation else "train"
-        splits[name].append(i)
-    return splits
+
+
+def split_of(text: str, validation: float = 0.1, test: float = 0.1, seed: int = 0) -> str:
+    """The split of one text, `train`, `validation` or `test`; arguments as in `split_by_hash`."""
+    digest = hashlib.sha256(f"{seed}:{content_hash(text)}".encode()).digest()
+    share = int.from_bytes(digest[:8], "big") / 2**64
+    return "test" if share < test else "validation" if share < test + validation else "train"
 
 
 def leakage(

@@ -259,3 +259,70 @@ def test_an_unusable_file_is_named_with_the_reason(tmp_path, content, name, mess
 def test_a_wrong_call_says_what_is_allowed(tmp_path, call, message: str) -> None:
     with pytest.raises(LabError, match=message):
         call(tmp_path)
+
+
+# Large files ---------------------------------------------------------------------------------
+
+
+def long_text(paragraphs: int) -> str:
+    return "\n\n".join(f"Paragraph {i} — of é {'word ' * (i % 90)}end." for i in range(paragraphs))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "cp1252"])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_a_text_read_in_pieces_gives_the_documents_of_the_whole(
+    tmp_path, monkeypatch, encoding, line_end
+):
+    path = tmp_path / "a.txt"
+    path.write_bytes(long_text(700).replace("\n", line_end).encode(encoding))
+    whole = files.documents(path)
+    assert len(whole) > 20
+    assert "\n\n".join(whole) == long_text(700)
+    for piece in (4999, 5000, 12_345):
+        monkeypatch.setattr(files, "PIECE", piece)
+        assert files.documents(path) == whole
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_a_large_table_streams_the_rows_that_load_gives(tmp_path, monkeypatch, suffix):
+    rows = [{"text": f"row {i}, a \u2028 b\nnext line", "n": str(i)} for i in range(300)]
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "csv":
+        import pandas
+
+        pandas.DataFrame(rows).to_csv(path, index=False)
+    else:
+        path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
+    texts = [row["text"] for row in rows]
+    assert sorted(text for _, text in corpora.stream(path)) == sorted(texts)
+    monkeypatch.setattr(corpora, "LARGE", 0)
+    monkeypatch.setattr(files, "PIECE", 1000)
+    streamed = list(corpora.stream(path))
+    assert [text for _, text in streamed] == texts
+    assert {split for split, _ in streamed} == {"train", "validation", "test"}
+    with pytest.raises(LabError, match="takes no option 'columns'; it takes text_column, seed"):
+        list(corpora.stream(path, columns=3))
+
+
+@pytest.mark.slow
+def test_a_large_file_streams_in_the_memory_of_a_small_one(tmp_path):
+    """Peak memory of a process that reads 20 MB and 120 MB; a list of all documents would show."""
+    child = (
+        "import resource, sys; from pathlib import Path; from labkit import corpora;"
+        "corpora.LARGE = 0; split = [0];"
+        "n = sum(len(text) for _, text in corpora.stream(Path(sys.argv[1])));"
+        "print(n, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+    )
+    peaks = []
+    for megabytes in (20, 120):
+        path = tmp_path / f"{megabytes}.txt"
+        with path.open("w") as file:
+            for i in range(megabytes * 1000):
+                file.write(f"Line {i} of a long file. {'abc ' * 240}\n\n"[:1000])
+        done = subprocess.run(
+            [sys.executable, "-c", child, str(path)], capture_output=True, text=True, check=True
+        )
+        characters, peak = done.stdout.split()
+        assert int(characters) > megabytes * 0.98e6
+        peaks.append(float(peak))
+    assert peaks[1] < peaks[0] + 30, f"peak {peaks} MB"

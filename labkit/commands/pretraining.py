@@ -5,13 +5,15 @@
     weights  -> out/model, out/evaluation.json: bits per byte of each corpus
 
 Data are prepared in a temporary folder that is renamed at the end, and bad input is found before:
-a run folder holds a whole preparation or none. Everything in it is a pure function of the options,
+a run folder holds a whole preparation or none. Documents stream through, so a corpus may be larger
+than memory. Everything in the folder is a pure function of the options,
 so a run that was killed at any moment continues with `--resume`.
 
 Sources: Hoffmann et al. 2022, arXiv:2203.15556 (6 FLOPs a parameter and token).
 """
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,8 +24,8 @@ import torch
 from torch import nn
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
-from labkit import corpora, interop, runtime
-from labkit.batches import Batches, Windows, read_tokens, write_tokens
+from labkit import corpora, files, interop, runtime
+from labkit.batches import Batches, TokenWriter, Windows, read_tokens
 from labkit.commands.options import Pretrain, check, check_same, saved_options, to_dict
 from labkit.commands.shell import (
     Contexts,
@@ -38,7 +40,6 @@ from labkit.commands.shell import (
     say,
     score_text,
     table,
-    token_stream,
     whole,
     write_json,
 )
@@ -48,6 +49,11 @@ from labkit.runs import TrainConfig
 from labkit.tokenizers import SMALLEST_VOCABULARY, Tokenizer, train_bpe
 from labkit.train import train
 from labkit.transformer import Transformer, TransformerConfig
+
+#: Documents that are tokenized together, in parallel.
+DOCUMENTS_AT_A_TIME = 256
+#: A tokenizer is learned from about this much of a large corpus.
+TOKENIZER_BYTES = 64_000_000
 
 #: The dial: layers, d_model, heads.
 SIZES = {
@@ -192,48 +198,59 @@ def _check(options: Pretrain) -> None:
 
 
 def _write_data(options: Pretrain, folder: Path) -> Tokenizer:
-    sources = [
-        corpora.load(source, **_columns(source, options.text_column)) for source in options.data
-    ]
     if options.tokenizer is not None:
         tokenizer = Tokenizer.from_pretrained(options.tokenizer)
     elif options.init is not None:
         tokenizer = Tokenizer.from_pretrained(model_folder(options.init))
     else:
-        texts = (text for splits in sources for text in splits["train"]["text"])
-        tokenizer = train_bpe(texts, options.vocab_size)
+        tokenizer = train_bpe(_tokenizer_texts(options), options.vocab_size)
     tokenizer.save(folder / "tokenizer")
-
-    def written(name: str, documents: Iterator[list[int]]) -> int:
-        size, end = tokenizer.vocab_size, tokenizer.end_of_text_id
-        return len(write_tokens(folder / name, documents, size, end))
-
-    together = [text for splits in sources for text in splits["train"]["text"]]
-    count = written("train.tokens", token_stream(tokenizer, together))
+    end = tokenizer.end_of_text_id
+    train = {"tokens": 0, "bytes": 0, "documents": 0}
+    validation = []
+    with TokenWriter(folder / "train.tokens", tokenizer.vocab_size, end) as train_file:
+        train_file.append([])  # even the first token has one before it
+        for number, source in enumerate(options.data):
+            name = f"validation-{number}.tokens"
+            size = {"train": 0, "validation": 0}
+            with TokenWriter(folder / name, tokenizer.vocab_size, end) as validation_file:
+                validation_file.append([])
+                writers = {"train": train_file, "validation": validation_file}
+                documents = (d for d in _documents(options, source) if d[0] in writers)
+                while batch := list(itertools.islice(documents, DOCUMENTS_AT_A_TIME)):
+                    encoded = tokenizer.encode_batch([text for _, text in batch])
+                    for (split, text), ids in zip(batch, encoded, strict=True):
+                        writers[split].append(ids)
+                        size[split] += len(text.encode())
+                        train["documents"] += split == "train"
+            train["bytes"] += size["train"]
+            facts = {"tokens": validation_file.tokens, "bytes": size["validation"]}
+            validation.append({"name": source, "file": name, **facts})
+    train["tokens"] = train_file.tokens
     Windows(read_tokens(folder / "train.tokens"), options.context_length)  # long enough?
-    facts: dict[str, Any] = {
-        "train": {"tokens": count, "bytes": _bytes(together), "documents": len(together)},
-        "validation": [],
-    }
-    for number, (source, splits) in enumerate(zip(options.data, sources, strict=True)):
-        texts = list(splits["validation"]["text"])
-        name = f"validation-{number}.tokens"
-        count = written(name, token_stream(tokenizer, texts))
-        facts["validation"].append(
-            {"name": source, "file": name, "tokens": count, "bytes": _bytes(texts)}
-        )
-    write_json(folder / "data.json", facts)
+    write_json(folder / "data.json", {"train": train, "validation": validation})
     return tokenizer
+
+
+def _documents(options: Pretrain, source: str) -> Iterator[tuple[str, str]]:
+    return corpora.stream(source, **_columns(source, options.text_column))
+
+
+def _tokenizer_texts(options: Pretrain) -> Iterator[str]:
+    """Training texts; of a large corpus, every n-th, so that about `TOKENIZER_BYTES` are read."""
+    for source in options.data:
+        every = max(1, files.size(source) // TOKENIZER_BYTES) if _own(source) else 1
+        documents = itertools.islice(_documents(options, source), 0, None, every)
+        yield from (text for split, text in documents if split == "train")
+
+
+def _own(source: str) -> bool:
+    return source not in corpora.names() and not source.startswith("hub:")
 
 
 def _columns(source: str, text_column: str) -> dict[str, Any]:
     """Only one's own files have columns to choose."""
-    own = source not in corpora.names() and not source.startswith("hub:")
-    return {"text_column": text_column} if own else {}
-
-
-def _bytes(texts: list[str]) -> int:
-    return sum(len(text.encode()) for text in texts)
+    return {"text_column": text_column} if _own(source) else {}
 
 
 def _build(options: Pretrain, vocab_size: int) -> nn.Module:
