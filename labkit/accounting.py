@@ -1,14 +1,13 @@
 """What a model costs, predicted from its config and measured: parameters, FLOPs, bytes.
 
-    config ──> parameters ──> weights, gradients, optimizer (4 + 4 + 8 bytes each under AdamW in
-    fp32)
+    config ──> parameters ──> weights, gradients, optimizer (AdamW in fp32: 4 + 4 + 8 bytes)
           └──> matrix products ──> FLOPs, forward 2 and training 6 for each weight and token
           └──> tensors kept for the backward pass ──> activations
 
 A prediction is a sum over the formulas of `transformer`; a measurement counts what torch did. The
 tests hold the two together: parameters and FLOPs exactly, memory to a few per cent.
 
-Legend: N = B·T tokens, D model width, F feed-forward width, V vocabulary, H heads.
+Legend: N = B·T tokens, S source tokens, D model width, F feed-forward width, V vocabulary, H heads.
 
 Sources: Kaplan et al. 2020, section 2.1 (6 FLOPs); Chowdhery et al. 2022, appendix B (utilisation);
 Rajbhandari et al. 2020 (ZeRO, section 3: where memory goes).
@@ -23,8 +22,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from labkit.architecture import TransformerConfig
+from labkit.attention import PLAIN_SCORES
 from labkit.errors import LabError
-from labkit.transformer import TransformerConfig
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -39,11 +39,11 @@ def parameters_by_part(config: TransformerConfig) -> dict[str, int]:
         config: The shape.
 
     Returns:
-        {"embedding", "positions", "attention", "feed_forward", "norms", "head"} -> count.
+        {"embedding", "positions", "attention", "feed_forward", "norms", "head"} -> count; an
+        encoder-decoder also has "cross_attention".
     """
-    D, width, bias = config.d_model, config.ffn_width, int(config.bias)
-    qkv = D + 2 * config.kv_heads * config.head_width
-    ups = 2 if config.activation == "swiglu" else 1
+    D, bias, layers = config.d_model, int(config.bias), config.num_layers
+    stacks = 2 if config.kind == "encoder_decoder" else 1
     norm = D * (1 if config.norm == "rmsnorm" else 1 + bias)
     head = 0
     if config.num_labels:
@@ -52,15 +52,34 @@ def parameters_by_part(config: TransformerConfig) -> dict[str, int]:
         head = 0 if config.tied_embeddings else config.vocab_size * D
         if config.kind == "encoder":
             head += D * D + bias * D + norm + bias * config.vocab_size
-    return {
+    attention = _attention_weights(config) + bias * (
+        2 * D + 2 * config.kv_heads * config.head_width
+    )
+    ups = 2 if config.activation == "swiglu" else 1
+    feed_forward = _ffn_weights(config) + bias * (ups * config.ffn_width + D)
+    parts = {
         "embedding": config.vocab_size * D,
-        "positions": (config.context_length if config.position == "learned" else 0) * D
+        "positions": stacks * (config.context_length if config.position == "learned" else 0) * D
         + config.token_types * D,
-        "attention": config.num_layers * ((D + bias) * qkv + (D + bias) * D),
-        "feed_forward": config.num_layers * ((D + bias) * ups * width + (width + bias) * D),
-        "norms": (2 * config.num_layers + 1) * norm,
+        "attention": stacks * layers * attention,
+        "feed_forward": stacks * layers * feed_forward,
+        "norms": stacks * (2 * layers + 1) * norm,
         "head": head,
     }
+    if config.kind == "encoder_decoder":
+        parts["cross_attention"] = layers * attention
+        parts["norms"] += layers * norm
+    return parts
+
+
+def _attention_weights(config: TransformerConfig) -> int:
+    """Numbers in the four matrices of one attention: queries, keys, values, output."""
+    return 2 * config.d_model * (config.d_model + config.kv_heads * config.head_width)
+
+
+def _ffn_weights(config: TransformerConfig) -> int:
+    ups = 2 if config.activation == "swiglu" else 1
+    return (ups + 1) * config.d_model * config.ffn_width
 
 
 def parameters(config: TransformerConfig) -> int:
@@ -80,29 +99,39 @@ def count_parameters(model: nn.Module, trainable: bool = False) -> int:
 # FLOPs
 
 
-def forward_flops(config: TransformerConfig, batch_size: int, length: int) -> int:
+def forward_flops(
+    config: TransformerConfig, batch_size: int, length: int, source_length: int | None = None
+) -> int:
     """FLOPs of the matrix products of one forward pass: 2 per multiply-add, attention over all
     pairs.
 
     FLOPs = 2·N·(weights of the layers and the head) + 4·N·T·D for each layer's q·kᵀ and weights·v.
+
+    An encoder-decoder runs its encoder on B·S tokens and its decoder on B·T; cross-attention makes
+    keys and values of the S tokens and compares T·S pairs.
 
     A causal kernel may skip the upper half of the pairs; by convention all are counted.
 
     Args:
         config: The shape.
         batch_size: B sequences.
-        length: T tokens each.
+        length: T tokens each; of an encoder-decoder the answer's.
+        source_length: S tokens of an encoder-decoder's source; None: T.
 
     Returns:
         FLOPs, equal to torch.utils.flop_counter's.
 
     Source: Chowdhery et al. 2022, appendix B.
     """
-    D, width, tokens = config.d_model, config.ffn_width, batch_size * length
-    qkv = D + 2 * config.kv_heads * config.head_width
-    ups = 2 if config.activation == "swiglu" else 1
-    layer = D * qkv + D * D + (ups + 1) * D * width
+    D, tokens = config.d_model, batch_size * length
+    layer = _attention_weights(config) + _ffn_weights(config)
     flops = config.num_layers * tokens * (2 * layer + 4 * length * D)
+    if config.kind == "encoder_decoder":
+        S = length if source_length is None else source_length
+        encoder = batch_size * S * (2 * layer + 4 * S * D)
+        keys_and_values = batch_size * S * 4 * D * config.kv_heads * config.head_width
+        cross = tokens * (4 * D * D + 4 * S * D) + keys_and_values
+        flops += config.num_layers * (encoder + cross)
     if config.num_labels:
         pooled = D * D if config.pooling == "first" else 0
         flops += 2 * batch_size * (pooled + D * config.num_labels)
@@ -114,6 +143,9 @@ def forward_flops(config: TransformerConfig, batch_size: int, length: int) -> in
 
 def flops_per_token(config: TransformerConfig, length: int, training: bool = True) -> float:
     """FLOPs for one token of a sequence: forward, or forward and backward (3 times as many).
+
+    Of an encoder-decoder: for one token of the answer, its share of a source of equal length
+    included.
 
     Args:
         config: The shape.
@@ -156,7 +188,7 @@ def measure_flops(run: Callable[[], object]) -> int:
     """FLOPs of the matrix products that `run()` does, counted by torch.
 
     Attention runs as plain products while counting: the counter does not know the CPU's fused
-        kernel.
+    kernel.
     """
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         run()
@@ -214,10 +246,15 @@ def predict_memory(
         The four parts.
 
     Raises:
-        LabError: An unknown precision, or transformers' GPT-2, whose activations are not modelled.
+        LabError: An unknown precision; an encoder-decoder or transformers' GPT-2, whose activations
+            are not modelled.
     """
     if precision not in ("fp32", "bf16", "fp16"):
         raise LabError(f"precision is {precision!r}; choose fp32, bf16 or fp16")
+    if config.kind == "encoder_decoder":
+        raise LabError(
+            "the activations of an encoder_decoder are not predicted; use measure_memory"
+        )
     gpt2 = config.kind == "decoder" and config.position != "rotary"
     if implementation == "transformers" and gpt2:
         raise LabError(
@@ -259,6 +296,7 @@ def _activations(
     else:
         product_inputs = product_input
     plain_bf16 = precision == "bf16" and device == "cpu" and implementation == "labkit"
+    plain_bf16 = plain_bf16 and T * T <= PLAIN_SCORES
     if plain_bf16:
         core = qkv + e * scores * (3 if dropped else 1)
     elif dropped and device == "cpu":  # torch's unfused path, which computes in fp32

@@ -6,28 +6,43 @@
           └─────> v_BHSK ────────────────────────────────────────────────┘
 
 The same formula twice: `scaled_dot_product_attention` in five lines, to be read, and `attention`
-    through
-torch's fused kernel, to be run; a test holds them together to 1e-6. Around them stand the masks
-(bool, True = may attend), the positions and the cache of keys and values that generation appends
-to.
+through torch's fused kernel, to be run; a test holds them together to 1e-6. Around them stand the
+masks (bool, True = may attend) and the two layers: heads that read their own sequence, and heads
+that read a source.
 
 Legend: B batch, T query positions, S key positions, H heads, G key/value heads (G divides H), K
-    head
-width, D = H·K model width.
+head width, D = H·K model width.
 
-Sources: Vaswani et al. 2017 (attention, eq. 1; sinusoidal positions, section 3.5); Su et al. 2021
-(rotary positions, eq. 34); Ainslie et al. 2023 (grouped queries); Shazeer 2019 (the cost of the
-cache).
+Sources: Vaswani et al. 2017 (attention, eq. 1); Ainslie et al. 2023 (grouped queries).
 """
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
+from labkit.cache import KVCache
 from labkit.errors import LabError
+from labkit.positions import Rotary, rotary_table, rotate, sinusoidal
 
-Rotary = tuple[Tensor, Tensor]
+__all__ = [
+    "CrossAttention",
+    "KVCache",
+    "MultiHeadAttention",
+    "Rotary",
+    "Source",
+    "StackedLinear",
+    "attention",
+    "causal_mask",
+    "document_mask",
+    "padding_mask",
+    "rotary_table",
+    "rotate",
+    "scaled_dot_product_attention",
+    "sinusoidal",
+]
 
 PLAIN_SCORES = 512 * 512
 """Scores per head (T·S) up to which bf16 training on a CPU writes attention out; see
@@ -186,131 +201,7 @@ def document_mask(document_ids_BT: Int[Tensor, "B T"]) -> Bool[Tensor, "B 1 T T"
     return (document_ids_BT[:, :, None] == document_ids_BT[:, None, :])[:, None]
 
 
-# Positions
-
-
-def sinusoidal(length: int, d_model: int) -> Float[Tensor, "T D"]:
-    """A fixed table of positions: pe[t, 2i] = sin(t / 10000^(2i/D)), pe[t, 2i+1] = cos(same).
-
-    Args:
-        length: T, positions 0 to T-1.
-        d_model: D, even.
-
-    Returns:
-        table_TD in [-1, 1].
-
-    Source: Vaswani et al. 2017, section 3.5.
-    """
-    angles = _angles(length, d_model, 10_000.0)
-    return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)
-
-
-def rotary_table(
-    length: int, head_width: int, theta: float = 10_000.0
-) -> tuple[Float[Tensor, "T K"], Float[Tensor, "T K"]]:
-    """Cosines and signed sines of the angles t·theta^(-2i/K), for `rotate`.
-
-    The first half of the sines carries the minus sign of the rotation, so that `rotate` needs one
-    roll instead of two slices, a negation and a concatenation.
-
-    Args:
-        length: T, positions 0 to T-1.
-        head_width: K, even.
-        theta: Base of the wavelengths, > 1; a larger one keeps distant positions apart.
-
-    Returns:
-        (cos_TK, sin_TK).
-
-    Source: Su et al. 2021, eq. 34, with Llama's pairing of dimension i with i + K/2.
-    """
-    angles = _angles(length, head_width, theta)
-    sines = angles.sin()
-    return angles.cos().repeat(1, 2), torch.cat((-sines, sines), dim=-1)
-
-
-def rotate(
-    x: Float[Tensor, "... K"], cos: Float[Tensor, "... K"], sin: Float[Tensor, "... K"]
-) -> Float[Tensor, "... K"]:
-    """Rotate each pair (x_i, x_{i+K/2}) by its position's angle: x·cos + roll(x, K/2)·sin.
-
-    The scores q·k of two rotated vectors depend on their positions only through the distance.
-
-    Args:
-        x: Queries or keys.
-        cos: From `rotary_table`, broadcastable to x.
-        sin: From `rotary_table` (signed), broadcastable to x.
-
-    Returns:
-        The rotated x, same shape and dtype.
-    """
-    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
-
-
-def _angles(length: int, width: int, theta: float) -> Tensor:
-    if width % 2:
-        raise LabError(f"positions rotate pairs, so the width must be even, not {width}")
-    frequencies = theta ** (-torch.arange(0, width, 2, dtype=torch.float) / width)
-    return torch.outer(torch.arange(length, dtype=torch.float), frequencies)
-
-
-# Generation
-
-
-class KVCache:
-    """Keys and values of the positions already read, in memory reserved once.
-
-    Without it, producing token t reads all t positions again; with it, only the new one.
-    Memory: 2·layers·B·G·capacity·K numbers.
-
-    Args:
-        num_layers: Attention layers that share the cache.
-        batch_size: B.
-        num_kv_heads: G.
-        capacity: Positions to reserve.
-        head_width: K.
-        dtype: Of keys and values.
-        device: Where they live.
-    """
-
-    def __init__(
-        self,
-        num_layers: int,
-        batch_size: int,
-        num_kv_heads: int,
-        capacity: int,
-        head_width: int,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str | None = None,
-    ):
-        shape = (num_layers, batch_size, num_kv_heads, capacity, head_width)
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
-        self.length = 0
-
-    @property
-    def capacity(self) -> int:
-        return self.keys.shape[3]
-
-    def append(self, layer: int, k_BGTK: Tensor, v_BGTK: Tensor) -> tuple[Tensor, Tensor]:
-        """Store T new positions of a layer; return its keys and values so far (B, G, length+T, K).
-
-        Raises:
-            LabError: The new positions do not fit.
-        """
-        end = self.length + k_BGTK.shape[2]
-        if end > self.capacity:
-            raise LabError(
-                f"the cache holds {self.capacity} positions and {end} are asked for;"
-                " make a larger cache or generate fewer tokens"
-            )
-        self.keys[layer, :, :, self.length : end] = k_BGTK
-        self.values[layer, :, :, self.length : end] = v_BGTK
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
-
-    def advance(self, positions: int) -> None:
-        """Count T new positions as read, once every layer has appended them."""
-        self.length += positions
+# Layers
 
 
 class StackedLinear(nn.Linear):
@@ -350,16 +241,10 @@ class MultiHeadAttention(nn.Module):
         dropout: float = 0.0,
     ):
         super().__init__()
-        num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
-        if d_model % num_heads or num_heads % num_kv_heads:
-            raise LabError(
-                f"d_model ({d_model}) must be a multiple of num_heads ({num_heads}), and num_heads"
-                f" a multiple of num_kv_heads ({num_kv_heads})"
-            )
-        self.num_heads, self.num_kv_heads = num_heads, num_kv_heads
+        self.num_heads, self.num_kv_heads = _check_heads(d_model, num_heads, num_kv_heads)
         self.head_width = d_model // num_heads
         self.dropout = dropout
-        kv_width = num_kv_heads * self.head_width
+        kv_width = self.num_kv_heads * self.head_width
         self.qkv = StackedLinear(d_model, (d_model, kv_width, kv_width), bias)
         self.out = nn.Linear(d_model, d_model, bias=bias)
 
@@ -398,3 +283,77 @@ class MultiHeadAttention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         out_BHTK = attention(q_BHTK, k_BGSK, v_BGSK, mask, causal, dropout)
         return self.out(out_BHTK.transpose(1, 2).flatten(2))
+
+
+class Source(NamedTuple):
+    """What cross-attention reads."""
+
+    hidden_BSD: Tensor
+    """The encoder's output."""
+    mask_B11S: Tensor | None = None
+    """From `padding_mask`: True at real source tokens; None: all are real."""
+
+
+class CrossAttention(nn.Module):
+    """Queries from one sequence, keys and values from another: T x S scores, no causal mask.
+
+    The whole source is there before the first token is written, so every query may see all of it.
+
+    Args:
+        d_model, num_heads, num_kv_heads, bias, dropout: As in `MultiHeadAttention`.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int,
+        num_kv_heads: int | None = None,
+        bias: bool = True,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.num_heads, self.num_kv_heads = _check_heads(d_model, num_heads, num_kv_heads)
+        self.head_width = d_model // num_heads
+        self.dropout = dropout
+        kv_width = self.num_kv_heads * self.head_width
+        self.q = nn.Linear(d_model, d_model, bias=bias)
+        self.kv = StackedLinear(d_model, (kv_width, kv_width), bias)
+        self.out = nn.Linear(d_model, d_model, bias=bias)
+
+    def forward(
+        self, x_BTD: Tensor, source: Source, cache: KVCache | None = None, layer: int = 0
+    ) -> Tensor:
+        """Attend from x to the source.
+
+        Args:
+            x_BTD: Input, of the sequence that is written.
+            source: What is read. With a cache its keys and values are computed once.
+            cache: As in `MultiHeadAttention`; it belongs to one source.
+            layer: This layer's place in the cache.
+
+        Returns:
+            out_BTD.
+        """
+        q_BHTK = self.q(x_BTD).unflatten(-1, (self.num_heads, self.head_width)).transpose(1, 2)
+        kept = cache.source.get(layer) if cache is not None else None
+        k_BGSK, v_BGSK = kept or self._keys_and_values(source.hidden_BSD)
+        if cache is not None:
+            cache.source[layer] = k_BGSK, v_BGSK
+        dropout = self.dropout if self.training else 0.0
+        out_BHTK = attention(q_BHTK, k_BGSK, v_BGSK, source.mask_B11S, dropout=dropout)
+        return self.out(out_BHTK.transpose(1, 2).flatten(2))
+
+    def _keys_and_values(self, hidden_BSD: Tensor) -> tuple[Tensor, Tensor]:
+        kv_BSNK = self.kv(hidden_BSD).unflatten(-1, (2 * self.num_kv_heads, self.head_width))
+        k_BGSK, v_BGSK = kv_BSNK.transpose(1, 2).chunk(2, dim=1)
+        return k_BGSK, v_BGSK
+
+
+def _check_heads(d_model: int, num_heads: int, num_kv_heads: int | None) -> tuple[int, int]:
+    num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+    if d_model % num_heads or num_heads % num_kv_heads:
+        raise LabError(
+            f"d_model ({d_model}) must be a multiple of num_heads ({num_heads}), and num_heads"
+            f" a multiple of num_kv_heads ({num_kv_heads})"
+        )
+    return num_heads, num_kv_heads

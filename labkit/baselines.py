@@ -1,16 +1,17 @@
-"""What a language model must beat: counting, and general-purpose compression.
+"""What a Transformer must beat: compression, a feed-forward net, an LSTM.
 
-    tokens ──► KneserNey.fit: one sorted array of n-grams per order ──► log_probabilities
-    bytes  ──► compressed_bits_per_byte: gzip, xz
+    bytes     ──► compressed_bits_per_byte: gzip, xz
+    input_ids ──► FeedForwardLM: the last few tokens side by side ──► tanh ──► logits
+    input_ids ──► LSTMLM: a state carried from token to token             ──► logits
 
-The n-gram model is a trie laid flat. An n-gram's key is `id of its first n-1 tokens * V + its last
-token`; the keys of one order are sorted, and the position of a key is the id that the next order
-builds on. Looking up a whole text is one `searchsorted` per order.
+Both networks read (B, T) ids and answer with `.logits` (B, T, V), position t from tokens <= t, so
+the objectives, the loop, the evaluation and the generation of this package serve them as they are.
+Counting models stand in `ngrams`.
 
-Legend: V vocabulary, N tokens, n order of an n-gram.
+Legend: B batch, T positions, C tokens of context, D embedding width, H hidden width, V vocabulary.
 
-Sources: Kneser & Ney 1995; Chen & Goodman 1998, "An Empirical Study of Smoothing Techniques for
-Language Modeling", equations 26-27 (modified, interpolated).
+Sources: Bengio, Ducharme, Vincent & Jauvin 2003, "A Neural Probabilistic Language Model", equations
+1-2; Hochreiter & Schmidhuber 1997, "Long Short-Term Memory"; Press & Wolf 2017 (tied embeddings).
 """
 
 from __future__ import annotations
@@ -18,163 +19,121 @@ from __future__ import annotations
 import lzma
 import math
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
-import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from labkit.errors import LabError
 
-MAX_ORDER = 5
-MISSING = -1
+
+class Output(NamedTuple):
+    """What a forward pass returns."""
+
+    logits: Tensor
+    """(B, T, V) scores of the token after each position."""
 
 
-@dataclass(frozen=True)
-class _Order:
-    """All n-grams of one order, sorted by key, and the contexts (n-1 tokens) they extend."""
+class FeedForwardLM(nn.Module):
+    """The neural n-gram: h = tanh(b + sum_j W_j e(w_{t-j})), logits = U h + c, j = 0 .. C - 1.
 
-    keys: np.ndarray
-    """(G,) int64: context id * V + last token."""
-    probability: np.ndarray
-    """(G,) max(count - discount, 0) / total(context): this order's own share."""
-    backoff: np.ndarray
-    """(contexts,) mass left for the shorter context; 1 where the context was never extended."""
-
-
-@dataclass(frozen=True)
-class KneserNey:
-    """Interpolated, modified Kneser-Ney n-gram model over token ids.
-
-    P_n(w | h) = max(c(hw) - D, 0) / c(h .)  +  backoff(h) * P_{n-1}(w | h without its oldest)
-
-    The longest order counts occurrences; every shorter order counts *how many different tokens*
-    stand before the n-gram ("Francisco" is frequent, but follows one word). The order 0 is uniform,
-    so every token has a positive probability and each distribution sums to one.
+    With `direct`, a linear path from the embeddings is added to the logits. Before the first token
+    of a sequence stand zero vectors. Reads sequences of any length, each position from its last C
+    tokens alone.
     """
 
-    vocab_size: int
-    orders: tuple[_Order, ...]
-
-    @classmethod
-    def fit(
-        cls, tokens_N: np.ndarray | Sequence[int], vocab_size: int, order: int = 5
-    ) -> KneserNey:
-        """Count one stream of tokens; documents are separated by their own end token.
-
+    def __init__(
+        self,
+        vocab_size: int,
+        context: int = 4,
+        d_model: int = 64,
+        d_hidden: int = 256,
+        direct: bool = False,
+    ):
+        """
         Args:
-            tokens_N: (N,) ids in 0..vocab_size - 1, N >= order.
-            vocab_size: V.
-            order: longest n-gram, 1 to 5.
-
-        Cost: `order` sorts of N int64 keys, about 0.2 s per million tokens and order; 16 bytes a
-        distinct n-gram.
+            vocab_size: V, at least 1.
+            context: C, tokens read for each prediction, at least 1 (C = 4: a neural 5-gram).
+            d_model: D, at least 1.
+            d_hidden: H, at least 1.
+            direct: add the direct connections of the paper, C D V weights.
 
         Raises:
-            LabError: order, id or length out of range.
+            LabError: a size below 1.
         """
-        if not 1 <= order <= MAX_ORDER:
-            raise LabError(f"order {order} is outside 1..{MAX_ORDER}: 5 is a good choice.")
-        tokens = _check(tokens_N, vocab_size)
-        if len(tokens) < order:
-            raise LabError(
-                f"{len(tokens)} tokens are fewer than the order {order}: give more text."
-            )
-        keys, counts, contexts, suffixes = [], [], [1], []
-        ids = np.zeros(len(tokens) + 1, dtype=np.int64)  # the empty n-gram before every token
-        for n in range(1, order + 1):
-            stream = ids[:-1] * vocab_size + tokens[n - 1 :]
-            unique, first, longer, count = np.unique(
-                stream, return_index=True, return_inverse=True, return_counts=True
-            )
-            suffixes.append(ids[1:][first])  # the same n-gram without its oldest token
-            keys.append(unique)
-            counts.append(count)
-            contexts.append(len(unique))
-            ids = longer
-        # A shorter n-gram's count is the number of distinct longer ones that end in it.
-        for n in range(order - 1):
-            counts[n] = np.bincount(suffixes[n + 1], minlength=len(keys[n]))
-        levels = zip(keys, counts, contexts, strict=False)
-        return cls(vocab_size, tuple(_smooth(k, c, s, vocab_size) for k, c, s in levels))
+        super().__init__()
+        _demand_sizes(vocab_size=vocab_size, context=context, d_model=d_model, d_hidden=d_hidden)
+        self.context = context
+        self.embedding = nn.Embedding(vocab_size, d_model)
+        self.hidden = nn.Linear(context * d_model, d_hidden)
+        self.output = nn.Linear(d_hidden, vocab_size)
+        self.direct = nn.Linear(context * d_model, vocab_size, bias=False) if direct else None
+        if self.direct is not None:
+            nn.init.zeros_(self.direct.weight)
 
-    def log_probabilities(self, tokens_N: np.ndarray | Sequence[int]) -> np.ndarray:
-        """ln P(token | up to order - 1 tokens before it) for every token of a text.
+    def forward(self, input_ids: Tensor) -> Output:
+        """Token ids (B, T) to `.logits` (B, T, V)."""
+        e_BTD = self.embedding(input_ids)
+        padded = F.pad(e_BTD, (0, 0, self.context - 1, 0))  # C - 1 zero vectors before each text
+        x_BTDC = padded.unfold(1, self.context, 1)  # a view: oldest token first
+        x_BTX = x_BTDC.transpose(-1, -2).flatten(2)  # X = C D
+        logits_BTV = self.output(torch.tanh(self.hidden(x_BTX)))
+        if self.direct is not None:
+            logits_BTV = logits_BTV + self.direct(x_BTX)
+        return Output(logits_BTV)
 
+
+class LSTMLM(nn.Module):
+    """Embedding, LSTM layers, projection to the vocabulary: a state that never forgets on its own.
+
+    i, f, g, o = sigmoid, sigmoid, tanh, sigmoid of W x_t + U h_{t-1} + b
+    c_t = f * c_{t-1} + i * g;   h_t = o * tanh(c_t)
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        d_model: int = 128,
+        num_layers: int = 1,
+        dropout: float = 0.0,
+        tied_embeddings: bool = True,
+    ):
+        """
         Args:
-            tokens_N: (N,) ids; the first tokens see only what stands before them in this array.
+            vocab_size: V, at least 1.
+            d_model: width of the embedding and of every state, at least 1.
+            num_layers: LSTM layers, at least 1.
+            dropout: probability in [0, 1) on the embeddings and on the output of each layer.
+            tied_embeddings: the output projection is the embedding matrix.
 
-        Returns:
-            (N,) float64, nats, all < 0 or 0; their negative sum is the text's loss.
-
-        Cost: one binary search per token and order.
+        Raises:
+            LabError: a value outside its range.
         """
-        tokens = _check(tokens_N, self.vocab_size)
-        probability = np.full(len(tokens), 1 / self.vocab_size)
-        context = np.zeros(len(tokens), dtype=np.int64)
-        for level in self.orders:
-            known = context != MISSING
-            safe = np.where(known, context, 0)
-            ids = _find(level.keys, safe * self.vocab_size + tokens)
-            ids[~known] = MISSING
-            own = np.where(ids != MISSING, level.probability[ids], 0.0)
-            backoff = np.where(known, level.backoff[safe], 1.0)
-            probability = own + backoff * probability
-            # The n-gram that ends one token earlier is the context of the next, longer order.
-            context = np.concatenate([[MISSING], ids[:-1]])
-        return np.log(probability)
+        super().__init__()
+        _demand_sizes(vocab_size=vocab_size, d_model=d_model, num_layers=num_layers)
+        if not 0 <= dropout < 1:
+            raise LabError(f"dropout is {dropout}; it must be in [0, 1)")
+        self.embedding = nn.Embedding(vocab_size, d_model)
+        between = dropout if num_layers > 1 else 0.0
+        self.lstm = nn.LSTM(d_model, d_model, num_layers, batch_first=True, dropout=between)
+        self.dropout = nn.Dropout(dropout)
+        self.output = nn.Linear(d_model, vocab_size)
+        if tied_embeddings:
+            nn.init.normal_(self.embedding.weight, std=d_model**-0.5)
+            self.output.weight = self.embedding.weight
 
-    @property
-    def num_ngrams(self) -> int:
-        """Distinct n-grams of all orders."""
-        return sum(len(level.keys) for level in self.orders)
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes that the tables take."""
-        return sum(
-            level.keys.nbytes + level.probability.nbytes + level.backoff.nbytes
-            for level in self.orders
-        )
+    def forward(self, input_ids: Tensor) -> Output:
+        """Token ids (B, T) to `.logits` (B, T, V); the state starts at zero."""
+        x_BTD = self.dropout(self.embedding(input_ids))
+        h_BTD, _ = self.lstm(x_BTD)
+        return Output(self.output(self.dropout(h_BTD)))
 
 
-def _smooth(keys: np.ndarray, counts: np.ndarray, contexts: int, vocab_size: int) -> _Order:
-    discounts = _discounts(counts)[np.minimum(counts, 3)]
-    context = keys // vocab_size
-    total = np.bincount(context, weights=counts, minlength=contexts)
-    taken = np.bincount(context, weights=discounts, minlength=contexts)
-    backoff = np.divide(taken, total, out=np.ones(contexts), where=total > 0)
-    own = np.divide(
-        counts - discounts, total[context], out=np.zeros(len(keys)), where=total[context] > 0
-    )
-    return _Order(keys, own.astype(np.float32), backoff.astype(np.float32))
-
-
-def _discounts(counts: np.ndarray) -> np.ndarray:
-    """(4,) what is taken from a count of 0, 1, 2, 3 or more (Chen & Goodman 1998, eq. 26)."""
-    n1, n2, n3, n4 = (np.count_nonzero(counts == k) for k in (1, 2, 3, 4))
-    if 0 in (n1, n2, n3, n4):  # too little text to estimate them
-        return np.array([0, 0.75, 0.75, 0.75])
-    y = n1 / (n1 + 2 * n2)
-    raw = [0, 1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3]
-    return np.clip(raw, [0, 0.1, 0.1, 0.1], [0, 1, 2, 3])
-
-
-def _find(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-    return np.where(keys[at] == wanted, at, MISSING)
-
-
-def _check(tokens_N: np.ndarray | Sequence[int], vocab_size: int) -> np.ndarray:
-    tokens = np.asarray(tokens_N).astype(np.int64)
-    if tokens.ndim != 1 or len(tokens) == 0:
-        raise LabError(f"tokens of shape {tokens.shape}: give one array (N,) with N >= 1.")
-    if tokens.min() < 0 or tokens.max() >= vocab_size:
-        wrong = tokens.min() if tokens.min() < 0 else tokens.max()
-        raise LabError(
-            f"token {wrong} is outside 0..{vocab_size - 1}: use the tokenizer of this vocabulary."
-        )
-    return tokens
+def _demand_sizes(**sizes: int) -> None:
+    for name, value in sizes.items():
+        if value < 1:
+            raise LabError(f"{name} is {value}; it must be at least 1")
 
 
 def compressed_bits_per_byte(

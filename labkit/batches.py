@@ -167,6 +167,8 @@ class Windows:
         return (len(self.tokens) - 1) // self.context_length
 
     def __getitem__(self, index: int) -> Example:
+        if not 0 <= index < len(self):
+            raise IndexError(f"window {index} of {len(self)}")
         start = index * self.context_length
         chunk = self.tokens[start : start + self.context_length + 1]
         ids = torch.from_numpy(chunk.astype(np.int64))

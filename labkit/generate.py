@@ -7,12 +7,14 @@
 Sources: Holtzman et al. 2020 (nucleus sampling); Fan et al. 2018 (top-k).
 """
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
 
+from labkit.encoder_decoder import EncoderDecoder
 from labkit.errors import LabError
 from labkit.transformer import Transformer
 
@@ -79,6 +81,7 @@ def generate(
     seed: int | None = ...,
     end_id: int | None = ...,
     use_cache: bool = ...,
+    start_id: int | None = ...,
 ) -> list[int]: ...
 @overload
 def generate(
@@ -91,6 +94,7 @@ def generate(
     seed: int | None = ...,
     end_id: int | None = ...,
     use_cache: bool = ...,
+    start_id: int | None = ...,
 ) -> list[list[int]]: ...
 def generate(
     model: nn.Module,
@@ -102,15 +106,18 @@ def generate(
     seed: int | None = None,
     end_id: int | None = None,
     use_cache: bool = True,
+    start_id: int | None = None,
 ) -> Any:
-    """Continue one prompt or many.
+    """Continue one prompt or many; with an encoder-decoder, answer one source or many.
 
     Prompts of different lengths are padded on the left inside and do not influence one another.
     Prompt and answer must fit into the model's context: of a prompt that is too long only its last
-    `context_length - max_new_tokens` tokens are read.
+    `context_length - max_new_tokens` tokens are read. Sources are read by the encoder, once.
 
     Args:
-        model: A labkit decoder or a transformers causal model.
+        model: A labkit decoder or encoder-decoder, a transformers causal model, or any module from
+            (B, T) ids to `.logits` (B, T, V), such as those of `baselines`: it reads the whole text
+            again for each token, and prompts of different lengths are not for it.
         ids: One prompt (a list of ids) or a batch (a list of lists, or a tensor (B, T)).
         max_new_tokens: At least 1, less than the context length.
         temperature: >= 0; 0 is greedy.
@@ -120,18 +127,20 @@ def generate(
         end_id: A sequence stops before this id; None runs to max_new_tokens.
         use_cache: Keep keys and values instead of reading the whole text again for each token; the
             tokens are the same.
+        start_id: The token that stood first in decoder_input_ids; an encoder-decoder needs it.
 
     Returns:
         The new ids, without the prompt and without end_id: a list for one prompt, else one list for
         each.
 
     Raises:
-        LabError: An empty prompt, an encoder, or a value outside its range.
+        LabError: An empty prompt, an encoder, prompts of different lengths for a model that cannot
+            be told of padding, or a value outside its range.
     """
     one = not isinstance(ids, Tensor) and len(ids) > 0 and isinstance(ids[0], int)
     prompts: Any = [ids] if one else ids.tolist() if isinstance(ids, Tensor) else ids
     steps = stream(
-        model, prompts, max_new_tokens, temperature, top_k, top_p, seed, end_id, use_cache
+        model, prompts, max_new_tokens, temperature, top_k, top_p, seed, end_id, use_cache, start_id
     )
     columns = [step.tokens.tolist() for step in steps]
     answers = [list(row) for row in zip(*columns, strict=True)]
@@ -150,6 +159,7 @@ def stream(
     seed: int | None = None,
     end_id: int | None = None,
     use_cache: bool = True,
+    start_id: int | None = None,
 ) -> Iterator[Step]:
     """`generate`, one `Step` at a time, for text that appears as it is written.
 
@@ -165,13 +175,20 @@ def stream(
     if len(prompts) == 0 or any(len(prompt) == 0 for prompt in prompts):
         raise LabError("a prompt is empty; give at least one token, such as the end-of-text id")
     device = next(model.parameters()).device
-    ids_BT, mask_BT = left_pad([p[-(context - max_new_tokens) :] for p in prompts], device)
+    if isinstance(model, EncoderDecoder):
+        ids_BT, mask_BT = _started(len(prompts), start_id, device)
+    else:
+        ids_BT, mask_BT = left_pad([p[-(context - max_new_tokens) :] for p in prompts], device)
     random = torch.Generator(device).manual_seed(seed) if seed is not None else None
     done_B = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     was_training = model.training
     model.eval()
     try:
-        read = _reader(model, len(prompts), ids_BT.shape[1] + max_new_tokens, use_cache)
+        capacity = ids_BT.shape[1] + max_new_tokens
+        if isinstance(model, EncoderDecoder):
+            read = _answering_reader(model, prompts, capacity, use_cache)
+        else:
+            read = _reader(model, len(prompts), capacity, use_cache)
         new_BT = ids_BT
         for _ in range(max_new_tokens):
             with torch.no_grad():
@@ -202,9 +219,19 @@ def left_pad(
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
+def right_pad(
+    texts: Sequence[Sequence[int]], device: torch.device | str | None = None
+) -> tuple[Tensor, Tensor]:
+    """Stack texts so that all begin together: (ids_BS, mask_BS), mask 1 = real, 0 = padding."""
+    ids, mask = left_pad([text[::-1] for text in texts], device)
+    return ids.flip(1), mask.flip(1)
+
+
 def context_length(model: nn.Module) -> int:
-    """The longest sequence that a labkit or transformers model reads, in tokens."""
-    config: Any = model.config
+    """The longest sequence that a model reads, in tokens; without a config, any length."""
+    config: Any = getattr(model, "config", None)
+    if config is None:
+        return sys.maxsize
     return getattr(config, "context_length", None) or config.max_position_embeddings
 
 
@@ -216,6 +243,8 @@ def _reader(
         if model.config.kind != "decoder" or model.lm_head is None:
             raise LabError("generation needs a decoder with a language-model head")
         return _labkit_reader(model, batch_size, capacity, use_cache)
+    if not hasattr(model, "config"):
+        return _plain_reader(model)
     return _transformers_reader(model, use_cache)
 
 
@@ -230,6 +259,50 @@ def _labkit_reader(
         ids = new_BT if cache is not None else torch.cat(seen, dim=1)
         padded = None if bool(mask_BS.all()) else mask_BS
         return model(ids, attention_mask=padded, cache=cache).logits[:, -1]
+
+    return read
+
+
+def _started(batch: int, start_id: int | None, device: torch.device) -> tuple[Tensor, Tensor]:
+    if start_id is None:
+        raise LabError(
+            "start_id is None; an encoder-decoder begins its answer with the token that stood first"
+            " in decoder_input_ids: give its id"
+        )
+    ids_B1 = torch.full((batch, 1), start_id, device=device)
+    return ids_B1, torch.ones_like(ids_B1)
+
+
+def _answering_reader(
+    model: EncoderDecoder, sources: Sequence[Sequence[int]], capacity: int, use_cache: bool
+) -> Callable[[Tensor, Tensor], Tensor]:
+    if model.lm_head is None:
+        raise LabError("generation needs a language-model head; vocabulary_head is False")
+    cache = model.new_cache(len(sources), capacity) if use_cache else None
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        source = model.read(*right_pad(sources, device))
+    seen: list[Tensor] = []
+
+    def read(new_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        seen.append(new_BT)
+        ids = new_BT if cache is not None else torch.cat(seen, dim=1)
+        return model(decoder_input_ids=ids, cache=cache, source=source).logits[:, -1]
+
+    return read
+
+
+def _plain_reader(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+    seen: list[Tensor] = []
+
+    def read(new_BT: Tensor, mask_BS: Tensor) -> Tensor:
+        if not bool(mask_BS.all()):
+            raise LabError(
+                f"prompts of different lengths need padding, which {type(model).__name__} cannot "
+                "be told of: generate for one length at a time"
+            )
+        seen.append(new_BT)
+        return model(torch.cat(seen, dim=1)).logits[:, -1]
 
     return read
 

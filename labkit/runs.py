@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from labkit import checkpoint, runtime
 from labkit.errors import LabError
+from labkit.optim import OPTIMIZERS, SCHEDULES
 
 # --- settings and records ----------------------------------------------------------------------
 
@@ -32,19 +33,20 @@ class TrainConfig:
     steps: int = 1000
     """Updates in the whole run, at least 1."""
     optimizer: str = "adamw"
-    """adamw, or muon (for the matrices of the blocks; AdamW for the rest, at the same rate)."""
+    """adamw; adam (decay as L2 in the loss); sgd (the same, with momentum betas[0]); or muon (for
+    the matrices of the blocks; AdamW for the rest, at the same rate)."""
     learning_rate: float = 3e-4
     """Peak rate, above 0."""
     min_learning_rate_ratio: float = 0.1
-    """Final rate / peak rate, 0 to 1."""
+    """Lowest rate after warm-up / peak rate, 0 to 1."""
     warmup_steps: int = 100
     """Updates of linear warm-up, 0 or more."""
     schedule: str = "cosine"
-    """Decay after warm-up: cosine, linear or constant."""
+    """After warm-up: cosine, linear, constant, or range_test (rising: see `probes`)."""
     weight_decay: float = 0.1
-    """Decoupled decay of matrices, 0 or more; biases and norms never decay."""
+    """Decay of matrices, 0 or more; biases and norms never decay."""
     betas: tuple[float, float] = (0.9, 0.95)
-    """Decay rates of AdamW's two moments, each in [0, 1)."""
+    """Decay rates of the two moments, each in [0, 1)."""
     eps: float = 1e-8
     """AdamW's epsilon, above 0."""
     grad_clip: float = 1.0
@@ -82,15 +84,11 @@ class TrainConfig:
                 raise LabError(f"{name} {getattr(self, name)} is out of range: choose {allowed}")
 
         demand("steps", self.steps >= 1, "at least 1")
-        demand("optimizer", self.optimizer in ("adamw", "muon"), "adamw or muon")
+        demand("optimizer", self.optimizer in OPTIMIZERS, ", ".join(OPTIMIZERS))
         demand("learning_rate", 0 < self.learning_rate < math.inf, "a number above 0")
         demand("min_learning_rate_ratio", 0 <= self.min_learning_rate_ratio <= 1, "0 to 1")
         demand("warmup_steps", self.warmup_steps >= 0, "0 or more")
-        demand(
-            "schedule",
-            self.schedule in ("cosine", "linear", "constant"),
-            "cosine, linear or constant",
-        )
+        demand("schedule", self.schedule in SCHEDULES, ", ".join(SCHEDULES))
         demand("weight_decay", self.weight_decay >= 0, "0 or more")
         demand("betas", all(0 <= b < 1 for b in self.betas), "two numbers in [0, 1)")
         demand("eps", self.eps > 0, "a number above 0")

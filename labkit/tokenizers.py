@@ -3,9 +3,9 @@
     text --UTF-8--> bytes --split into words--> bytes of a word --merges, in order--> token ids
 
 Byte-level byte-pair encoding (BPE) starts from the 256 bytes, so that every text can be written,
-and joins the most frequent neighbouring pair again and again until the vocabulary is full. Training
-and encoding run in the `tokenizers` crate; `save` writes the `tokenizer.json` that `transformers`
-opens.
+and joins the most frequent neighbouring pair again and again until the vocabulary is full. Here
+training and encoding run in the `tokenizers` crate; `labkit.bpe` is the same algorithm written to
+be read. `save` writes the `tokenizer.json` that `transformers` opens.
 
 The ids: 0 to 3 are the special tokens, 4 to 259 the bytes, from 260 on the merges as found.
 
@@ -23,8 +23,10 @@ from functools import cached_property
 from pathlib import Path
 
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
+from labkit import bpe
+from labkit.bpe import byte_alphabet, check_text
 from labkit.errors import LabError
 
 END_OF_TEXT = "<|endoftext|>"
@@ -87,15 +89,40 @@ class Tokenizer:
         Args:
             text: any string; it may be empty.
         """
-        _check_text(text)
+        check_text(text)
         return self.backend.encode(text).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` for many texts, in parallel."""
         texts = list(texts)
         for text in texts:
-            _check_text(text)
+            check_text(text)
         return [encoding.ids for encoding in self.backend.encode_batch_fast(texts)]
+
+    def encode_file(self, path: str | Path, chunk_characters: int = 2**18) -> Iterator[int]:
+        """The token ids of a text file, one after the other: equal to `encode` of all its text.
+
+        The file is read in chunks and cut only between words, so it may be larger than memory:
+
+            np.fromiter(tokenizer.encode_file("corpus.txt"), dtype=np.uint16)
+
+        Args:
+            path: a UTF-8 file; line ends stay as they are.
+            chunk_characters: read at a time, at least 1.
+
+        Raises:
+            LabError: when the file is missing or not UTF-8, or this tokenizer splits its text into
+                other words than those of `train_bpe`.
+
+        Cost: memory for a chunk and its ids, whatever the file's size.
+        """
+        if str(self.backend.pre_tokenizer) != str(_words()):
+            raise LabError(
+                "This tokenizer splits text into words in its own way, so a file cannot be cut "
+                "safely; read the text and pass it to `encode`."
+            )
+        for text in bpe.cut_between_words(bpe.read_chunks(path, chunk_characters)):
+            yield from self.encode(text)
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
         """The text of some ids; bytes that are not UTF-8 become U+FFFD.
@@ -119,6 +146,19 @@ class Tokenizer:
         """
         self._check_id(token_id)
         return self._bytes_by_id[token_id]
+
+    @property
+    def merges(self) -> list[bpe.Merge]:
+        """The merges in order, as bytes: what `labkit.bpe.BytePairEncoder` takes.
+
+        Raises:
+            LabError: when the tokenizer is not a byte-level BPE.
+        """
+        if not isinstance(self.backend.model, models.BPE):
+            kind = type(self.backend.model).__name__
+            raise LabError(f"This tokenizer is a {kind} model, which has no merges; give a BPE.")
+        merges = json.loads(self.backend.to_str())["model"]["merges"]
+        return [(_as_bytes(left), _as_bytes(right)) for left, right in merges]
 
     def count_bytes(self, ids: Iterable[int]) -> int:
         """The number of bytes of text that some ids stand for."""
@@ -199,11 +239,9 @@ class Tokenizer:
                 "This tokenizer is not byte-level, so its tokens do not stand for exact bytes; "
                 "count the bytes of the text instead."
             )
-        byte_of = {character: byte for byte, character in byte_alphabet().items()}
         tokens = {i: token for token, i in self.backend.get_vocab(with_added_tokens=True).items()}
         return [
-            b"" if i in self.special_ids else bytes(byte_of[c] for c in tokens[i])
-            for i in range(self.vocab_size)
+            b"" if i in self.special_ids else _as_bytes(tokens[i]) for i in range(self.vocab_size)
         ]
 
 
@@ -228,13 +266,11 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
             f"vocab_size is {vocab_size}, smaller than the alphabet: 256 bytes and "
             f"{len(SPECIAL_TOKENS)} special tokens need at least {SMALLEST_VOCABULARY}."
         )
-    backend = tokenizers.Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    backend.decoder = decoders.ByteLevel()
+    backend = _backend(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=list(SPECIAL_TOKENS),
-        initial_alphabet=[byte_alphabet()[byte] for byte in range(256)],
+        initial_alphabet=list(_CHARACTER_OF.values()),
         show_progress=False,
     )
     counted = _Counted(texts)
@@ -244,16 +280,50 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     return Tokenizer(backend, END_OF_TEXT, PAD)
 
 
-def byte_alphabet() -> dict[int, str]:
-    """GPT-2's printable character for each byte: a space shows as `Ġ`, a new line as `Ċ`.
+def from_merges(merges: Sequence[bpe.Merge]) -> Tokenizer:
+    """The tokenizer of merges learned by `labkit.bpe.learn_merges`.
 
-    Source: Radford et al. 2019, `bytes_to_unicode` in encoder.py.
+    Its ids are those of `BytePairEncoder(merges, SPECIAL_TOKENS)`; `save` writes it for
+    `transformers`.
     """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    hidden = [byte for byte in range(256) if byte not in set(printable)]
-    alphabet = {byte: chr(byte) for byte in printable}
-    alphabet.update({byte: chr(0x100 + i) for i, byte in enumerate(hidden)})
-    return alphabet
+    tokens = bpe.BytePairEncoder(merges).bytes_of
+    names = [*SPECIAL_TOKENS, *(_as_characters(token) for token in tokens)]
+    model = models.BPE(
+        vocab={name: i for i, name in enumerate(names)},
+        merges=[(_as_characters(left), _as_characters(right)) for left, right in merges],
+    )
+    backend = _backend(model)
+    backend.add_special_tokens([AddedToken(name, special=True) for name in SPECIAL_TOKENS])
+    return Tokenizer(backend, END_OF_TEXT, PAD)
+
+
+def _backend(model: models.Model) -> tokenizers.Tokenizer:
+    """A model of the crate behind the words and the bytes of `labkit.bpe`."""
+    backend = tokenizers.Tokenizer(model)
+    backend.pre_tokenizer = _words()
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def _words() -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(bpe.WORD_PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+
+_CHARACTER_OF = byte_alphabet()
+_BYTE_OF = {character: byte for byte, character in _CHARACTER_OF.items()}
+
+
+def _as_characters(token: bytes) -> str:
+    return "".join(_CHARACTER_OF[byte] for byte in token)
+
+
+def _as_bytes(token: str) -> bytes:
+    return bytes(_BYTE_OF[character] for character in token)
 
 
 class _Counted:
@@ -267,19 +337,9 @@ class _Counted:
 
     def __iter__(self) -> Iterator[str]:
         for text in self.texts:
-            _check_text(text)
+            check_text(text)
             self.characters += len(text)
             yield text
-
-
-def _check_text(text: str) -> None:
-    if not isinstance(text, str):
-        raise LabError(f"A text must be a str, not {type(text).__name__}; decode bytes first.")
-    if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
-        raise LabError(
-            "The text holds half a surrogate pair, which has no UTF-8 form; pass it through "
-            "labkit.text.clean first."
-        )
 
 
 def _special_names(folder: Path) -> dict[str, str]:

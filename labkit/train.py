@@ -28,6 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from labkit import checkpoint, optim, runtime
 from labkit.batches import Batch, Batches
+from labkit.encoder_decoder import EncoderDecoder
 from labkit.errors import LabError
 from labkit.objectives import Objective
 from labkit.runs import Progress, Record, Result, RunFolder, TrainConfig
@@ -51,7 +52,8 @@ def _parallelise(step: _Step, here: runtime.World, how: str) -> nn.Module:
     if here.size == 1:
         return step
     if how == "ddp":
-        ours = isinstance(step.model, Transformer)  # uses every parameter; others may not
+        # Ours use every parameter in each pass; others may not.
+        ours = isinstance(step.model, Transformer | EncoderDecoder)
         return DistributedDataParallel(step, find_unused_parameters=not ours)
     for tensor in [*step.parameters(), *step.buffers()]:
         dist.broadcast(tensor.detach(), src=0)

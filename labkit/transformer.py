@@ -1,205 +1,42 @@
-"""One Transformer: decoder (GPT-2, Llama) or encoder (BERT), from one config.
+"""The models: a decoder (GPT-2, Llama) or an encoder (BERT), from one config.
 
     input_ids_BT ──> embedding (+ positions, + token types) ──> x_BTD        the residual stream
                                                                   │
-        ┌─────────────────────────────────────────────────────────┤
-        │  pre-norm:   x += attention(norm(x));  x += ffn(norm(x))                 num_layers times
-        │  post-norm:  x = norm(x + attention(x));  x = norm(x + ffn(x))
-        └─────────────────────────────────────────────────────────┤
+                                             num_layers blocks: attention, feed-forward (`layers`)
                                                                   │
        logits_BTV <── lm_head <── (encoder: transform) <── final norm (pre-norm only)
        logits_BC  <── classifier <── pool over the real tokens
 
-Legend: B batch, T positions, D model width, F feed-forward width, V vocabulary, C classes.
+Legend: B batch, T positions, S source positions, D model width, V vocabulary, C classes.
 
 Sources: Vaswani et al. 2017; Radford et al. 2019 (GPT-2: pre-norm, scaled initialisation); Devlin
-et al. 2019 (BERT: post-norm, pooler, masked-LM transform); Touvron et al. 2023 (Llama: RMSNorm,
-SwiGLU, rotary); Xiong et al. 2020 (pre- against post-norm); Zhang and Sennrich 2019 (RMSNorm);
-Shazeer 2020 (SwiGLU).
+et al. 2019 (BERT: post-norm, pooler, masked-LM transform); Touvron et al. 2023 (Llama).
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Self, get_args, get_origin, get_type_hints
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from labkit.attention import (
-    KVCache,
-    MultiHeadAttention,
-    Rotary,
-    StackedLinear,
-    causal_mask,
-    document_mask,
-    padding_mask,
-    rotary_table,
-    sinusoidal,
-)
+from labkit.architecture import TransformerConfig
+from labkit.attention import Source, causal_mask, document_mask, padding_mask
+from labkit.cache import KVCache
 from labkit.errors import LabError
+from labkit.layers import Block, FeedForward, MaskedLMTransform, RMSNorm, make_norm
+from labkit.positions import rotary_table, sinusoidal
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "relu": F.relu,
-}
-
-
-@dataclass(frozen=True)
-class TransformerConfig:
-    """Everything that decides a model's shape. `gpt2`, `llama` and `bert` give the known ones."""
-
-    vocab_size: int
-    """V, number of token ids, at least 1."""
-    context_length: int
-    """Longest sequence in tokens, at least 1."""
-    d_model: int
-    """D, width of the residual stream, a multiple of num_heads."""
-    num_layers: int
-    """Number of blocks, at least 1."""
-    num_heads: int
-    """H, query heads per layer."""
-    num_kv_heads: int | None = None
-    """Key/value heads per layer, a divisor of num_heads; None: num_heads."""
-    d_ff: int | None = None
-    """F, feed-forward width; None: 4 D, or 8/3 D rounded up to a multiple of 64 for swiglu."""
-    kind: Literal["decoder", "encoder"] = "decoder"
-    """decoder: each position sees the past; encoder: each position sees the whole sequence."""
-    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
-    """Normalisation."""
-    norm_position: Literal["pre", "post"] = "pre"
-    """pre: before each sublayer and at the end; post: after each sublayer and the embedding."""
-    activation: Literal["gelu", "gelu_tanh", "relu", "swiglu"] = "gelu"
-    """Feed-forward non-linearity; swiglu adds a third matrix, a gate."""
-    position: Literal["learned", "rotary", "sinusoidal"] = "learned"
-    """How a token knows where it stands."""
-    bias: bool = True
-    """Biases in the linear layers and in layernorm."""
-    tied_embeddings: bool = True
-    """The output projection is the embedding matrix."""
-    dropout: float = 0.0
-    """Probability in [0, 1) on embeddings, attention weights, sublayer outputs, pooled vector."""
-    rope_theta: float = 10_000.0
-    """Base of the rotary wavelengths, > 1."""
-    norm_eps: float = 1e-5
-    """Added under the root in the norms, > 0."""
-    token_types: int = 0
-    """Segment embeddings (BERT: 2); 0: none."""
-    initializer_range: float = 0.02
-    """Standard deviation of the first weights, > 0. 0.02 suits a width of 768 and more (GPT-2);
-    1 / sqrt(d_model) is a good start for narrow models."""
-    num_labels: int = 0
-    """C, classes of the classification head; 0: a language model."""
-    pooling: Literal["mean", "first"] = "mean"
-    """Classification reads the mean of the real tokens, or the first one through BERT's pooler."""
-    vocabulary_head: bool = True
-    """A language-model head when num_labels is 0; False: hidden states only (logits are None)."""
-
-    def __post_init__(self):
-        for name, hint in get_type_hints(type(self)).items():
-            value, choices = getattr(self, name), get_args(hint)
-            if get_origin(hint) is Literal and value not in choices:
-                raise LabError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
-            low = 0 if name in ("token_types", "num_labels") else 1
-            if int in (hint, *choices) and value is not None and value < low:
-                raise LabError(f"{name} is {value}; it must be at least {low}")
-        if self.d_model % self.num_heads:
-            raise LabError(
-                f"d_model is {self.d_model}; it must be a multiple of num_heads ({self.num_heads})"
-            )
-        if self.num_heads % self.kv_heads:
-            raise LabError(
-                f"num_kv_heads is {self.kv_heads}; it must divide num_heads ({self.num_heads})"
-            )
-        if self.position == "rotary" and self.head_width % 2:
-            raise LabError(
-                f"rotary positions rotate pairs, so d_model / num_heads ({self.head_width}) must be"
-                " even; change num_heads"
-            )
-        if self.position == "sinusoidal" and self.d_model % 2:
-            raise LabError(f"sinusoidal positions need an even d_model, not {self.d_model}")
-        if not 0 <= self.dropout < 1:
-            raise LabError(f"dropout is {self.dropout}; it must be in [0, 1)")
-        if self.rope_theta <= 1 or self.norm_eps <= 0:
-            raise LabError(
-                f"rope_theta ({self.rope_theta}) must be > 1 and norm_eps ({self.norm_eps}) > 0"
-            )
-        if not 0 < self.initializer_range < math.inf:
-            raise LabError(f"initializer_range is {self.initializer_range}; it must be above 0")
-
-    @property
-    def head_width(self) -> int:
-        """K = d_model / num_heads."""
-        return self.d_model // self.num_heads
-
-    @property
-    def kv_heads(self) -> int:
-        """G, num_kv_heads or its default."""
-        return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
-
-    @property
-    def ffn_width(self) -> int:
-        """F, d_ff or its default."""
-        if self.d_ff is not None:
-            return self.d_ff
-        gated = self.activation == "swiglu"
-        return 64 * math.ceil(8 * self.d_model / 3 / 64) if gated else 4 * self.d_model
-
-    @property
-    def has_lm_head(self) -> bool:
-        """Whether `logits` are scores over the vocabulary."""
-        return self.vocabulary_head and not self.num_labels
-
-    @classmethod
-    def gpt2(cls, **changes: Any) -> Self:
-        """GPT-2 small (124 M parameters); `changes` replace any field."""
-        shape = {
-            "vocab_size": 50257,
-            "context_length": 1024,
-            "d_model": 768,
-            "num_layers": 12,
-            "num_heads": 12,
-            "activation": "gelu_tanh",
-            "dropout": 0.1,
-        }
-        return cls(**{**shape, **changes})
-
-    @classmethod
-    def llama(cls, **changes: Any) -> Self:
-        """A small Llama (15 M parameters); `changes` replace any field."""
-        shape = {
-            "vocab_size": 32000,
-            "context_length": 256,
-            "d_model": 288,
-            "num_layers": 6,
-            "num_heads": 6,
-            "norm": "rmsnorm",
-            "activation": "swiglu",
-            "position": "rotary",
-            "bias": False,
-        }
-        return cls(**{**shape, **changes})
-
-    @classmethod
-    def bert(cls, **changes: Any) -> Self:
-        """BERT base (110 M parameters); `changes` replace any field."""
-        shape = {
-            "vocab_size": 30522,
-            "context_length": 512,
-            "d_model": 768,
-            "num_layers": 12,
-            "num_heads": 12,
-            "kind": "encoder",
-            "norm_position": "post",
-            "dropout": 0.1,
-            "norm_eps": 1e-12,
-            "token_types": 2,
-            "pooling": "first",
-        }
-        return cls(**{**shape, **changes})
+__all__ = [
+    "Block",
+    "FeedForward",
+    "Output",
+    "RMSNorm",
+    "Transformer",
+    "TransformerConfig",
+    "blocks",
+    "make_norm",
+]
 
 
 class Output(NamedTuple):
@@ -213,115 +50,6 @@ class Output(NamedTuple):
     """The cache that was passed in, grown by T positions."""
 
 
-class _RMSNormFunction(torch.autograd.Function):
-    """x·r·w with r = 1/√(mean(x²) + eps), and its backward pass, in as few passes as possible.
-
-    dx = r (dy·w - n mean(dy·w·n)) and dw = Σ dy·n, with n = x·r.
-    """
-
-    @staticmethod
-    def forward(ctx, x_ND, w_D, eps):
-        norm_N1 = torch.linalg.vector_norm(x_ND, dim=-1, keepdim=True)
-        r_N1 = norm_N1.square_().div_(x_ND.shape[-1]).add_(eps).rsqrt_()
-        ctx.save_for_backward(x_ND, w_D, r_N1)
-        return (x_ND * r_N1).mul_(w_D)
-
-    @staticmethod
-    def backward(ctx, dy_ND):
-        x_ND, w_D, r_N1 = ctx.saved_tensors
-        n_ND = x_ND * r_N1
-        product_ND = dy_ND * n_ND
-        mean_N1 = (product_ND @ w_D).unsqueeze(-1) / x_ND.shape[-1]
-        dx_ND = torch.addcmul(dy_ND * w_D, n_ND, mean_N1, value=-1).mul_(r_N1)
-        return dx_ND, product_ND.flatten(0, -2).sum(0), None
-
-
-class RMSNorm(nn.RMSNorm):
-    """torch's RMSNorm; while training on a CPU in eager mode, 2 to 2.5 times faster.
-
-    There torch (2.13) runs it as a chain of small operations; on a GPU, and compiled, it is fused.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        chain = x.device.type == "cpu" and x.dtype == self.weight.dtype
-        if chain and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return _RMSNormFunction.apply(x, self.weight, self.eps)  # pyright: ignore[reportReturnType]
-        return super().forward(x)
-
-
-def make_norm(config: TransformerConfig) -> nn.Module:
-    """LayerNorm (x - mean)/std·w + b, or RMSNorm x/rms·w, over the last dimension."""
-    if config.norm == "rmsnorm":
-        return RMSNorm(config.d_model, eps=config.norm_eps)
-    return nn.LayerNorm(config.d_model, eps=config.norm_eps, bias=config.bias)
-
-
-class FeedForward(nn.Module):
-    """D -> F -> D at each position alone: down(act(up(x))), or down(silu(gate(x)) * up(x)) for
-    swiglu.
-
-    swiglu's gate and up are one matrix product of width 2F: rows 0..F-1 are the gate.
-    """
-
-    def __init__(self, config: TransformerConfig):
-        super().__init__()
-        self.gated = config.activation == "swiglu"
-        width = config.ffn_width
-        self.up = StackedLinear(config.d_model, (width,) * (1 + self.gated), config.bias)
-        self.down = nn.Linear(width, config.d_model, bias=config.bias)
-        self.activation = F.silu if self.gated else ACTIVATIONS[config.activation]
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        if not self.gated:
-            return self.down(self.activation(self.up(x_BTD)))
-        gate_BTF, up_BTF = self.up(x_BTD).chunk(2, dim=-1)
-        return self.down(self.activation(gate_BTF) * up_BTF)
-
-
-class Block(nn.Module):
-    """Attention moves information between positions, the feed-forward net works on each one."""
-
-    def __init__(self, config: TransformerConfig):
-        super().__init__()
-        self.pre = config.norm_position == "pre"
-        self.attention_norm = make_norm(config)
-        self.attention = MultiHeadAttention(
-            config.d_model, config.num_heads, config.kv_heads, config.bias, config.dropout
-        )
-        self.ffn_norm = make_norm(config)
-        self.ffn = FeedForward(config)
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(
-        self,
-        x_BTD: Tensor,
-        mask: Tensor | None,
-        causal: bool,
-        rotary: Rotary | None,
-        cache: KVCache | None,
-        layer: int,
-    ) -> Tensor:
-        seen = (mask, causal, rotary, cache, layer)
-        if self.pre:
-            x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), *seen))
-            return x_BTD + self.dropout(self.ffn(self.ffn_norm(x_BTD)))
-        x_BTD = self.attention_norm(x_BTD + self.dropout(self.attention(x_BTD, *seen)))
-        return self.ffn_norm(x_BTD + self.dropout(self.ffn(x_BTD)))
-
-
-class MaskedLMTransform(nn.Module):
-    """BERT's last step before the vocabulary: norm(act(dense(x)))."""
-
-    def __init__(self, config: TransformerConfig):
-        super().__init__()
-        self.dense = nn.Linear(config.d_model, config.d_model, bias=config.bias)
-        self.activation = ACTIVATIONS.get(config.activation, F.silu)
-        self.norm = make_norm(config)
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        return self.norm(self.activation(self.dense(x_BTD)))
-
-
 class Transformer(nn.Module):
     """The model of `TransformerConfig`.
 
@@ -330,16 +58,27 @@ class Transformer(nn.Module):
     of all.
 
     Args:
-        config: The shape. Weights start as in GPT-2: N(0, initializer_range), the projections that
-            write into the residual stream divided by sqrt(2·num_layers), biases 0, norms 1.
+        config: The shape; its kind is decoder or encoder (`encoder_decoder` joins one of each).
+        cross_attention: Each block of a decoder also reads a source.
+
+    Weights start as in GPT-2: N(0, initializer_range), the projections that write into the residual
+    stream divided by the root of their number, biases 0, norms 1.
+
+    Raises:
+        LabError: kind is encoder_decoder.
     """
 
     sines: Tensor
     rotary_cos: Tensor
     rotary_sin: Tensor
 
-    def __init__(self, config: TransformerConfig):
+    def __init__(self, config: TransformerConfig, cross_attention: bool = False):
         super().__init__()
+        if config.kind == "encoder_decoder":
+            raise LabError(
+                "kind is 'encoder_decoder'; a Transformer is a decoder or an encoder: build"
+                " encoder_decoder.EncoderDecoder(config), which joins both"
+            )
         self.config = config
         self.gradient_checkpointing = False
         D = config.d_model
@@ -357,7 +96,9 @@ class Transformer(nn.Module):
         post = config.norm_position == "post"
         self.embedding_norm = make_norm(config) if post else nn.Identity()
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.blocks = nn.ModuleList(
+            Block(config, cross_attention) for _ in range(config.num_layers)
+        )
         self.final_norm = nn.Identity() if post else make_norm(config)
 
         encoder = config.kind == "encoder"
@@ -370,10 +111,13 @@ class Transformer(nn.Module):
         self.classifier = nn.Linear(D, config.num_labels) if config.num_labels else None
 
         self.apply(self._initialise)
-        into_stream = config.initializer_range / math.sqrt(2 * config.num_layers)
+        sublayers = (3 if cross_attention else 2) * config.num_layers
+        into_stream = config.initializer_range / math.sqrt(sublayers)
         for block in self.modules():
             if isinstance(block, Block):
                 nn.init.normal_(block.attention.out.weight, std=into_stream)
+                if block.reads_source:
+                    nn.init.normal_(block.cross_attention.out.weight, std=into_stream)
                 nn.init.normal_(block.ffn.down.weight, std=into_stream)
         if self.lm_head is not None and config.tied_embeddings:
             self.lm_head.weight = self.embedding.weight
@@ -392,6 +136,7 @@ class Transformer(nn.Module):
         document_ids: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         cache: KVCache | None = None,
+        source: Source | None = None,
     ) -> Output:
         """Token ids to logits.
 
@@ -405,6 +150,7 @@ class Transformer(nn.Module):
                 position_ids with it.
             token_type_ids: (B, T) segment of each token; None: 0.
             cache: From `new_cache`; input_ids are then the next T tokens. It grows in place.
+            source: What cross-attention reads.
 
         Returns:
             Output(logits (B, T, V) or (B, C) or None, hidden (B, T, D), cache).
@@ -413,7 +159,7 @@ class Transformer(nn.Module):
             LabError: The sequence is longer than context_length, or the masks do not fit.
         """
         hidden_BTD = self._hidden(
-            input_ids, attention_mask, position_ids, document_ids, token_type_ids, cache
+            input_ids, attention_mask, position_ids, document_ids, token_type_ids, cache, source
         )
         if self.classifier is not None:
             logits = self.classifier(self.dropout(self._pool(hidden_BTD, attention_mask)))
@@ -430,6 +176,7 @@ class Transformer(nn.Module):
         position_ids: Tensor | None = None,
         document_ids: Tensor | None = None,
         token_type_ids: Tensor | None = None,
+        source: Source | None = None,
     ) -> Tensor:
         """What the vocabulary projection reads: `lm_head(encode(...))` are the logits of `forward`.
 
@@ -440,7 +187,9 @@ class Transformer(nn.Module):
             hidden_BTD.
         """
         return self._head_input(
-            self._hidden(input_ids, attention_mask, position_ids, document_ids, token_type_ids)
+            self._hidden(
+                input_ids, attention_mask, position_ids, document_ids, token_type_ids, source=source
+            )
         )
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -471,6 +220,7 @@ class Transformer(nn.Module):
         document_ids: Tensor | None,
         token_type_ids: Tensor | None,
         cache: KVCache | None = None,
+        source: Source | None = None,
     ) -> Tensor:
         self._check_input(input_ids, attention_mask, document_ids, cache)
         length, past = input_ids.shape[1], cache.length if cache else 0
@@ -495,7 +245,7 @@ class Transformer(nn.Module):
             rotary = (self.rotary_cos[where].to(dtype), self.rotary_sin[where].to(dtype))
         mask, causal = _visible(input_ids, attention_mask, document_ids, past, decoder)
         for layer, block in enumerate(self.blocks):
-            arguments = (x_BTD, mask, causal, rotary, cache, layer)
+            arguments = (x_BTD, mask, causal, rotary, cache, layer, source)
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x_BTD = checkpoint(block, *arguments, use_reentrant=False)
             else:
@@ -541,7 +291,13 @@ class Transformer(nn.Module):
 
 
 def blocks(model: nn.Module) -> nn.ModuleList:
-    """The stack of layers of a labkit or `transformers` model: its longest `ModuleList`."""
+    """The stack of layers of a labkit or `transformers` model: its longest `ModuleList`.
+
+    Of an encoder-decoder the encoder's layers, then the decoder's.
+    """
+    ours = [module.blocks for module in model.modules() if isinstance(module, Transformer)]
+    if len(ours) > 1:
+        return nn.ModuleList(block for stack in ours for block in stack)
     stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     return max(stacks, key=len, default=nn.ModuleList())
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from labkit import accounting
+from labkit.encoder_decoder import EncoderDecoder
 from labkit.errors import LabError
 from labkit.interop import to_huggingface
 from labkit.losses import cross_entropy
@@ -46,6 +47,33 @@ def test_parameters_and_flops_are_exact(shape):
     ids = torch.randint(512, (3, 20))
     measured = accounting.measure_flops(lambda: model(ids))
     assert measured == accounting.forward_flops(config, 3, 20)
+
+
+ENCODER_DECODERS = {
+    "bart": TransformerConfig.bart(**TINY),
+    "bart_untied_no_bias": TransformerConfig.bart(**TINY, tied_embeddings=False, bias=False),
+    "llama_pair": TransformerConfig.llama(**TINY, kind="encoder_decoder", num_kv_heads=2),
+    "no_head": TransformerConfig.bart(**TINY, vocabulary_head=False, position="sinusoidal"),
+}
+
+
+@pytest.mark.parametrize("shape", ENCODER_DECODERS)
+@pytest.mark.parametrize(("T", "S"), [(20, 20), (7, 31)])
+def test_parameters_and_flops_of_an_encoder_decoder_are_exact(shape, T, S):
+    config = ENCODER_DECODERS[shape]
+    model = EncoderDecoder(config)
+    assert accounting.parameters(config) == accounting.count_parameters(model)
+    source, answer = torch.randint(512, (3, S)), torch.randint(512, (3, T))
+    measured = accounting.measure_flops(lambda: model(source, decoder_input_ids=answer))
+    assert measured == accounting.forward_flops(config, 3, T, S)
+    halves = sum(
+        accounting.forward_flops(dataclasses.replace(config, **half), 3, length)
+        for half, length in (
+            ({"kind": "encoder", "vocabulary_head": False}, S),
+            ({"kind": "decoder"}, T),
+        )
+    )
+    assert measured > halves, "cross-attention costs something"
 
 
 @pytest.mark.parametrize("shape", ["gpt2", "llama_grouped"])
@@ -96,6 +124,15 @@ def test_memory_is_predicted_by_part(shape, library, precision):
         config, 4, 32, precision, implementation=library, chunked_loss=library == "labkit"
     )
     assert abs(shorter.activations - measured.activations) > 0.15 * measured.activations
+
+
+def test_long_bf16_sequences_keep_no_scores():
+    config = dataclasses.replace(SHAPES["llama"], context_length=600, num_layers=1)
+    model = Transformer(config)
+    predicted = accounting.predict_memory(config, 1, 600, "bf16")
+    assert_within(predicted, measured_memory(config, model, 1, 600, "bf16"), 0.06)
+    scores = 2 * config.num_heads * 600 * 600
+    assert scores > 0.5 * predicted.activations, "counting the scores would be noticed"
 
 
 @pytest.mark.slow
@@ -156,6 +193,8 @@ def test_what_cannot_be_predicted_is_named():
         accounting.predict_memory(SHAPES["llama"], 1, 8, "int8")
     with pytest.raises(LabError, match="GPT-2"):
         accounting.predict_memory(SHAPES["gpt2"], 1, 8, implementation="transformers")
+    with pytest.raises(LabError, match="encoder_decoder"):
+        accounting.predict_memory(ENCODER_DECODERS["bart"], 1, 8)
 
 
 def test_doctests():

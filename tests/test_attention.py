@@ -106,6 +106,22 @@ def test_cache_returns_what_was_appended_and_names_an_overflow():
         cache.append(0, second, second)
 
 
+def test_cross_attention_reads_the_source_and_its_mask():
+    torch.manual_seed(0)
+    layer = att.CrossAttention(12, 4, num_kv_heads=2).double()
+    x, source = torch.randn(2, 5, 12).double(), torch.randn(2, 7, 12).double()
+    q = layer.q(x).view(2, 5, 4, 3).transpose(1, 2)
+    k, v = (part.view(2, 7, 2, 3).transpose(1, 2) for part in layer.kv(source).chunk(2, dim=-1))
+    k, v = k.repeat_interleave(2, dim=1), v.repeat_interleave(2, dim=1)
+    by_hand = layer.out(att.scaled_dot_product_attention(q, k, v)[0].transpose(1, 2).flatten(2))
+    assert_close(layer(x, att.Source(source)), by_hand)
+    mask = torch.ones(2, 7)
+    mask[:, 4:] = 0
+    masked = layer(x, att.Source(source, att.padding_mask(mask)))
+    assert_close(masked, layer(x, att.Source(source[:, :4])))
+    assert (masked - by_hand).abs().max() > 1e-3
+
+
 def test_impossible_heads_are_named():
     with pytest.raises(LabError, match="num_heads"):
         att.MultiHeadAttention(d_model=10, num_heads=3)

@@ -1,130 +1,176 @@
-"""The n-gram model is a probability distribution and matches a slow one written by hand."""
-
-import itertools
-import math
-from collections import Counter
+"""Compression, and the two neural baselines: equal to loops, causal, at home in the package."""
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
 
-from labkit.baselines import KneserNey, compressed_bits_per_byte
+from labkit import accounting
+from labkit.baselines import LSTMLM, FeedForwardLM, compressed_bits_per_byte
+from labkit.batches import Batches, Windows
 from labkit.errors import LabError
+from labkit.evaluate import language_model
+from labkit.generate import generate
+from labkit.objectives import causal_lm
+from labkit.runs import TrainConfig
+from labkit.train import mean_loss, train
+
+V = 11
 
 
-def distribution(model, context):
-    rows = [[*context, w] for w in range(model.vocab_size)]
-    return np.exp([model.log_probabilities(row)[-1] for row in rows])
+def feed_forward(**changes):
+    torch.manual_seed(0)
+    return FeedForwardLM(**{"vocab_size": V, "context": 3, "d_model": 5, "d_hidden": 7, **changes})
 
 
-def markov_text(length, vocab_size, seed=0):
-    rng = np.random.default_rng(seed)
-    transitions = rng.dirichlet(np.full(vocab_size, 0.1), vocab_size)
-    tokens = [0]
-    for _ in range(length - 1):
-        tokens.append(int(rng.choice(vocab_size, p=transitions[tokens[-1]])))
-    return np.array(tokens), transitions
+def lstm(**changes):
+    torch.manual_seed(0)
+    return LSTMLM(**{"vocab_size": V, "d_model": 6, **changes})
 
 
-@pytest.mark.parametrize("order", [1, 2, 3, 4, 5])
-def test_every_context_sums_to_one(order):
-    tokens, _ = markov_text(400, 6)
-    model = KneserNey.fit(tokens, vocab_size=8, order=order)  # tokens 6 and 7 never occur
-    contexts = [(), (3,), (7,), (1, 2), (7, 7, 7), tuple(tokens[10:14]), tuple(tokens[-6:])]
-    for context in contexts:
-        p = distribution(model, context)
-        assert p.sum() == pytest.approx(1, abs=1e-5), context
-        assert (p > 0).all()
+MODELS = pytest.mark.parametrize(
+    "make", [feed_forward, lstm, lambda: feed_forward(direct=True), lambda: lstm(num_layers=2)]
+)
+
+# --- the networks ------------------------------------------------------------------------------
 
 
-def slow_kneser_ney(tokens, vocab_size, order):
-    """The recursion of Chen & Goodman with dictionaries: an independent reference."""
-    grams = [tuple(tokens[i : i + order]) for i in range(len(tokens) - order + 1)]
-    counts = {order: Counter(grams)}
-    for n in range(order - 1, 0, -1):
-        longer = {tuple(tokens[i : i + n + 1]) for i in range(len(tokens) - n)}
-        counts[n] = Counter(g[1:] for g in longer)
-    discounts = {}
-    for n in counts:
-        n1, n2, n3, n4 = (sum(v == j for v in counts[n].values()) for j in (1, 2, 3, 4))
-        assert 0 not in (n1, n2, n3, n4), "choose a text in which each count can be estimated"
-        y = n1 / (n1 + 2 * n2)
-        raw = (1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3)
-        discounts[n] = [0, *(min(max(d, 0.1), j) for j, d in enumerate(raw, start=1))]
-
-    def p(h, word):
-        if h is None:
-            return 1 / vocab_size
-        n = len(h) + 1
-        row = {g[-1]: c for g, c in counts[n].items() if g[:-1] == h}
-        lower = p(h[1:] if h else None, word)
-        if not row:
-            return lower
-        total = sum(row.values())
-        left = sum(discounts[n][min(c, 3)] for c in row.values()) / total
-        own = row.get(word, 0)
-        return (own - discounts[n][min(own, 3)]) / total + left * lower
-
-    return p
+@pytest.mark.parametrize("direct", [False, True])
+def test_feed_forward_is_the_formula_position_by_position(direct):
+    model = feed_forward(direct=direct)
+    if model.direct is not None:
+        nn.init.normal_(model.direct.weight)
+    ids_BT = torch.randint(V, (2, 6))
+    got = model(ids_BT).logits
+    assert got.shape == (2, 6, V)
+    for b in range(2):
+        for t in range(6):
+            vectors = [
+                model.embedding.weight[ids_BT[b, j]] if j >= 0 else torch.zeros(5)
+                for j in range(t - 2, t + 1)
+            ]
+            x = torch.cat(vectors)
+            h = torch.tanh(model.hidden.weight @ x + model.hidden.bias)
+            logits = model.output.weight @ h + model.output.bias
+            if model.direct is not None:
+                logits = logits + model.direct.weight @ x
+            assert_close(got[b, t], logits)
 
 
-def test_agrees_with_the_recursion_written_by_hand():
-    tokens, _ = markov_text(700, 40, seed=8)
-    model = KneserNey.fit(tokens, vocab_size=41, order=3)
-    by_hand = slow_kneser_ney(tokens.tolist(), 41, 3)
-    contexts = [(40, 40), (3, 40), (40, 3), *itertools.pairwise(tokens[:4].tolist())]
-    for context in contexts:
-        reference = [by_hand(context, w) for w in range(41)]
-        np.testing.assert_allclose(distribution(model, context), reference, rtol=1e-5)
+def test_feed_forward_reads_its_context_and_nothing_before_it():
+    model = feed_forward(context=3)
+    ids_BT = torch.randint(V, (1, 8))
+    for changed, moved in ((4, True), (5, True), (6, True), (3, False), (7, False)):
+        other = ids_BT.clone()
+        other[0, changed] = (other[0, changed] + 1) % V
+        differs = (model(other).logits[0, 6] - model(ids_BT).logits[0, 6]).abs().max() > 1e-6
+        assert bool(differs) == moved, changed
 
 
-def test_approaches_the_entropy_of_a_known_source():
-    tokens, transitions = markov_text(20_000, 10, seed=1)
-    train, test = tokens[:16_000], tokens[16_000:]
-    true = -np.log(transitions[test[:-1], test[1:]]).mean()
-    loss = {n: -KneserNey.fit(train, 10, n).log_probabilities(test)[1:].mean() for n in (1, 2, 3)}
-    assert loss[2] == pytest.approx(true, rel=0.03)
-    assert loss[2] < loss[1] - 0.3
-    assert loss[3] < true * 1.15
+def test_lstm_is_the_cell_written_out():
+    model = lstm().double()
+    ids_BT = torch.randint(V, (2, 5))
+    weight, recurrent = model.lstm.weight_ih_l0, model.lstm.weight_hh_l0
+    bias = model.lstm.bias_ih_l0 + model.lstm.bias_hh_l0
+    h = c = torch.zeros(2, 6, dtype=torch.float64)
+    for t in range(5):
+        gates = model.embedding(ids_BT[:, t]) @ weight.T + h @ recurrent.T + bias
+        i, f, g, o = gates.chunk(4, dim=-1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        h = o.sigmoid() * c.tanh()
+        assert_close(model(ids_BT).logits[:, t], h @ model.output.weight.T + model.output.bias)
 
 
-def test_continuation_counts_not_frequency_decide_after_an_unknown_context():
-    # Token 1 is frequent but only ever follows 0; token 2 follows many different tokens.
-    tokens = [0, 1] * 40 + [3, 2, 4, 2, 5, 2, 6, 2, 7, 2]
-    p = distribution(KneserNey.fit(tokens, 9, order=2), (8,))
-    assert p[2] > 2 * p[1]
-    frequency = Counter(tokens)
-    assert frequency[1] > frequency[2]
+@MODELS
+def test_no_position_sees_the_future(make):
+    model, ids_BT = make(), torch.randint(V, (2, 9))
+    other = ids_BT.clone()
+    other[:, 5:] = (other[:, 5:] + 1) % V
+    before, after = model(ids_BT).logits, model(other).logits
+    assert torch.equal(before[:, :5], after[:, :5])
+    assert not torch.equal(before[:, 5:], after[:, 5:])
 
 
-def test_a_text_is_scored_token_by_token():
-    tokens, _ = markov_text(300, 5)
-    model = KneserNey.fit(tokens, 5, order=4)
-    whole = model.log_probabilities(tokens[:30])
-    one_by_one = [model.log_probabilities(tokens[: i + 1])[-1] for i in range(30)]
-    np.testing.assert_allclose(whole, one_by_one)
+def test_tied_embeddings_are_one_matrix():
+    tied, untied = lstm(), lstm(tied_embeddings=False)
+    assert tied.output.weight is tied.embedding.weight
+    assert untied.output.weight is not untied.embedding.weight
+    assert accounting.count_parameters(untied) - accounting.count_parameters(tied) == V * 6
 
 
-def test_large_vocabularies_do_not_overflow():
-    tokens = np.random.default_rng(0).integers(0, 100_000, 2_000).astype(np.uint32)
-    model = KneserNey.fit(tokens, 100_000, order=5)
-    seen = model.log_probabilities(tokens)[4:].mean()
-    assert seen > model.log_probabilities(tokens[::-1])[4:].mean() + 3
-    assert model.num_bytes >= 16 * model.num_ngrams * 0.7
+def test_parameter_counts():
+    ff = accounting.count_parameters(feed_forward())
+    assert ff == V * 5 + (3 * 5 + 1) * 7 + (7 + 1) * V
+    assert accounting.count_parameters(feed_forward(direct=True)) - ff == 3 * 5 * V
+    assert accounting.count_parameters(lstm()) == V * 6 + 4 * 6 * (6 + 6 + 2) + V
+
+
+# --- the rest of the package takes them --------------------------------------------------------
+
+
+@MODELS
+def test_the_loop_teaches_them_a_cycle_and_generate_goes_round(make):
+    model = make()
+    cycle = np.tile(np.arange(V), 40)
+    batches = Batches(Windows(cycle, 12), 8)
+    config = TrainConfig(
+        steps=120,
+        learning_rate=2e-2,
+        warmup_steps=5,
+        weight_decay=0,
+        precision="fp32",
+        device="cpu",
+    )
+    history = train(model, causal_lm, batches, config).history
+    assert history[0].loss > 2
+    assert history[-1].loss < 0.6
+    assert generate(model, [3, 4, 5], 12, temperature=0) == [(6 + i) % V for i in range(12)]
+
+
+@MODELS
+def test_evaluation_agrees_with_the_loop(make):
+    model = make().eval()
+    batches = Batches(Windows(np.random.default_rng(0).integers(0, V, 60), 12), 2)
+    score = language_model(model, list(batches.evaluation_batches()))
+    loss, tokens = mean_loss(model, causal_lm, batches, precision="fp32")
+    assert score.tokens == tokens == 48
+    assert score.loss == pytest.approx(loss, rel=1e-6)
+
+
+@MODELS
+def test_generation_is_sampling_from_the_last_position(make):
+    model, text = make(), [3, 1, 4]
+    new = generate(
+        model, text, 30, temperature=0
+    )  # as long as one likes: there is no context limit
+    for _ in range(30):
+        text = [*text, int(model(torch.tensor([text])).logits[0, -1].argmax())]
+    assert new == text[3:]
+
+
+def test_prompts_of_different_lengths_are_refused():
+    with pytest.raises(LabError, match="different lengths"):
+        generate(lstm(), [[1, 2], [3]], 2)
+    assert len(generate(lstm(), [[1, 2], [3, 4]], 2)) == 2
 
 
 @pytest.mark.parametrize(
-    ("tokens", "vocab_size", "order", "message"),
+    ("make", "named"),
     [
-        ([0, 1, 2], 3, 6, r"order 6 is outside 1\.\.5"),
-        ([0, 1, 7], 3, 2, r"token 7 is outside 0\.\.2"),
-        ([0, -1, 1], 3, 2, "token -1"),
-        ([], 3, 1, "N >= 1"),
-        ([0, 1], 3, 3, "2 tokens are fewer"),
+        (lambda: FeedForwardLM(V, context=0), "context is 0"),
+        (lambda: FeedForwardLM(V, d_hidden=0), "d_hidden is 0"),
+        (lambda: LSTMLM(0), "vocab_size is 0"),
+        (lambda: LSTMLM(V, num_layers=0), "num_layers is 0"),
+        (lambda: LSTMLM(V, dropout=1.0), "dropout is 1.0"),
     ],
 )
-def test_bad_input(tokens, vocab_size, order, message):
-    with pytest.raises(LabError, match=message):
-        KneserNey.fit(tokens, vocab_size, order)
+def test_bad_sizes(make, named):
+    with pytest.raises(LabError, match=named):
+        make()
+
+
+# --- compression -------------------------------------------------------------------------------
 
 
 def test_compression_of_noise_costs_eight_bits_and_training_text_helps():
@@ -156,10 +202,3 @@ def test_compression_bad_input():
         compressed_bits_per_byte(b"")
     with pytest.raises(LabError, match="zip9"):
         compressed_bits_per_byte(b"a", method="zip9")  # type: ignore[arg-type]
-
-
-def test_bits_and_nats_agree():
-    tokens = np.arange(4)
-    model = KneserNey.fit(np.tile(tokens, 2), 4, order=1)
-    nats = -model.log_probabilities(tokens)
-    assert nats == pytest.approx(math.log(4), rel=1e-6)

@@ -4,7 +4,7 @@ SDPA = attention by hand                                          1e-6
 bf16 training attention on a CPU = SDPA                           bf16 rounding
 packed documents = the same documents one by one                  1e-5
 KV-cached generation = uncached, left padding included            same tokens, logits 1e-5
-GPT-2, Llama, BERT shapes = transformers, both directions         assert_close, fp32 defaults
+GPT-2, Llama, BERT, BART shapes = transformers, both directions   assert_close, fp32 defaults
 MiniLM's real weights = transformers                              assert_close, fp32 defaults
 activation checkpointing on = off, dropout on                     torch.equal gradients
 resume after any step, killed mid-accumulation, dropout on        torch.equal weights
@@ -14,6 +14,7 @@ two gloo processes (DDP; FSDP) = one                              1e-6 relative
 chunked cross-entropy = plain, loss and gradients                 1e-6 relative
 fused AdamW = by hand                                             1e-6 relative
 the loop = transformers.Trainer, same data and seed, 20 steps     losses 1e-5
+BPE merges and encodings = the tokenizers crate, same corpus      identical
 """
 
 import dataclasses
@@ -32,11 +33,13 @@ from torch.testing import assert_close
 from training import config, ragged_batches, tiny_model, weights
 
 from labkit import attention as att
-from labkit import checkpoint, losses, optim, runtime
+from labkit import bpe, checkpoint, corpora, losses, optim, runtime, updates
 from labkit.batches import Batches, Windows
+from labkit.encoder_decoder import EncoderDecoder
 from labkit.generate import left_pad, stream
 from labkit.interop import from_huggingface, load_pretrained, save_pretrained, to_huggingface
 from labkit.objectives import causal_lm
+from labkit.tokenizers import SPECIAL_TOKENS, from_merges, train_bpe
 from labkit.train import train
 from labkit.transformer import Transformer, TransformerConfig
 
@@ -55,13 +58,20 @@ SHAPES = {
     "bert_classifier": TransformerConfig.bert(**TINY, num_labels=3),
     "bert_base": TransformerConfig.bert(**TINY, vocabulary_head=False),
     "bert_no_types": TransformerConfig.bert(**TINY, token_types=0, activation="gelu_tanh"),
+    "bart": TransformerConfig.bart(**TINY),
+    "bart_no_bias_sinusoidal": TransformerConfig.bart(**TINY, bias=False, position="sinusoidal"),
+    "bart_base": TransformerConfig.bart(**TINY, vocabulary_head=False, activation="relu"),
 }
 
 
-def random_model(config: TransformerConfig, seed: int = 0) -> Transformer:
+def build(config: TransformerConfig) -> Transformer | EncoderDecoder:
+    return (EncoderDecoder if config.kind == "encoder_decoder" else Transformer)(config)
+
+
+def random_model(config: TransformerConfig, seed: int = 0):
     """Weights large enough that a wrong formula shows, biases and norms away from 0 and 1."""
     torch.manual_seed(seed)
-    model = Transformer(config)
+    model = build(config)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.15)
@@ -88,12 +98,15 @@ def inputs_with_padding(config: TransformerConfig) -> dict[str, torch.Tensor]:
     extra = {}
     if config.kind == "encoder" and config.token_types:
         extra["token_type_ids"] = torch.randint(config.token_types, ids.shape)
+    if config.kind == "encoder_decoder":
+        extra["decoder_input_ids"] = token_batch(config, length=6)
     return {"input_ids": ids, "attention_mask": mask, **extra}
 
 
 def real(outputs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Class logits as they are; of token outputs only the real positions."""
-    return outputs if outputs.dim() == 2 else outputs[mask.bool()]
+    """Class logits and answers as they are; of token outputs only the real positions."""
+    token_outputs = outputs.dim() == 3 and outputs.shape[:2] == mask.shape
+    return outputs[mask.bool()] if token_outputs else outputs
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +211,31 @@ def test_cached_generation_is_uncached(shape, library):
         assert_close(cached[0].logits[row : row + 1], alone, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", ["bart", "bart_no_bias_sinusoidal", "llama_pair"])
+def test_cached_answers_are_uncached(shape):
+    pair = TransformerConfig.llama(**TINY, kind="encoder_decoder", num_kv_heads=2)
+    model = random_model(pair if shape == "llama_pair" else SHAPES[shape])
+    sources = [[3, 1, 4, 1, 5, 9, 2, 6], [5, 3], [5, 8, 9, 7, 9]]
+    options = {"temperature": 0.8, "seed": 1, "start_id": 60}
+    cached, uncached = (
+        list(stream(model, sources, 10, use_cache=use, **options)) for use in (True, False)
+    )
+    for mine, other in zip(cached, uncached, strict=True):
+        assert torch.equal(mine.tokens, other.tokens)
+        assert_close(mine.logits, other.logits, rtol=1e-5, atol=1e-5)
+    for row, source in enumerate(sources):  # padding: each row as if it were alone
+        alone = next(stream(model, [source], 1, temperature=0, start_id=60)).logits
+        assert_close(cached[0].logits[row : row + 1], alone, rtol=1e-5, atol=1e-5)
+
+    stale = model.new_cache(1)  # a cache belongs to one source: another one must be noticed
+    start = torch.tensor([[60]])
+    model(torch.tensor([sources[0]]), decoder_input_ids=start, cache=stale)
+    other = torch.tensor([sources[2]])
+    wrong = model(other, decoder_input_ids=start, cache=stale).logits[:, -1]
+    right = model(other, decoder_input_ids=torch.tensor([[60, 60]])).logits[:, -1]
+    assert (wrong - right).abs().max() > 1e-2
+
+
 @pytest.mark.parametrize("shape", ["gpt2", "llama"])
 def test_wrong_positions_and_seen_padding_are_noticed(shape):
     model = random_model(SHAPES[shape])
@@ -237,6 +275,7 @@ NAIVE = {
     "llama_grouped": [{"rope_theta": 100.0}],
     "bert_masked_lm": [{"activation": "gelu_tanh"}, {"num_heads": 2}],
     "bert_classifier": [{"pooling": "mean"}, {"num_heads": 2}],
+    "bart": [{"activation": "gelu_tanh"}, {"num_heads": 2}, {"norm_eps": 1e-1}],
 }
 
 
@@ -244,7 +283,7 @@ NAIVE = {
 def test_a_slightly_wrong_model_is_noticed(shape, change):
     ours = random_model(SHAPES[shape])
     inputs = inputs_with_padding(SHAPES[shape])
-    wrong = Transformer(dataclasses.replace(ours.config, **change)).eval()
+    wrong = build(dataclasses.replace(ours.config, **change)).eval()
     wrong.load_state_dict(ours.state_dict(), strict=False)
     theirs = outputs(to_huggingface(ours), **inputs)
     with pytest.raises(AssertionError):
@@ -337,6 +376,17 @@ def test_resume_after_any_step_equals_never_stopped(tmp_path, killed_at):
     assert len(result.history) == 6 - killed_at // 4
     kept = [json.loads(x)["loss"] for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert kept == [r.loss for r in expected.history]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_every_optimizer_resumes_to_the_bit(tmp_path, optimizer):
+    settings = {"optimizer": optimizer, "learning_rate": 1e-2, "save_every": 1}
+    whole, _ = run(**settings)
+    with pytest.raises(Killed):
+        run(out=tmp_path, objective=killer(3), **settings)
+    resumed, _ = run(out=tmp_path, resume=True, **settings)
+    assert same(resumed, whole)
+    assert not same(run(learning_rate=1e-2)[0], whole)
 
 
 def test_resume_restores_the_loss_scaler_of_fp16(tmp_path):
@@ -453,12 +503,68 @@ def test_fused_adamw_equals_by_hand():
             weight, m, v = ours[name]
             decay = 0.1 if p.ndim >= 2 else 0.0
             rates = {"learning_rate": 1e-2, "betas": (0.9, 0.95), "weight_decay": decay}
-            optim.adamw_step(weight, p.grad, m, v, step, **rates)
+            updates.adamw_step(weight, p.grad, m, v, step, **rates)
             coupled[name].sub_(1e-2 * p.grad.sign())  # naive: no second moment
         optimizer.step()
     theirs = [p.detach() for p in model.parameters()]
     assert relative_error([w for w, _, _ in ours.values()], theirs) < 1e-6
     assert relative_error(coupled.values(), theirs) > 1e-3
+
+
+#: name -> (torch's, ours of (weight, gradient, two state tensors, step), a naive variant of ours)
+BY_HAND = {
+    "sgd": (
+        lambda p: torch.optim.SGD(p, lr=0.01, weight_decay=0.1),
+        lambda w, g, a, b, t: updates.sgd_step(w, g, learning_rate=0.01, weight_decay=0.1),
+        lambda w, g, a, b, t: updates.sgd_step(w, g, learning_rate=0.01),
+    ),
+    "momentum": (
+        lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9),
+        lambda w, g, a, b, t: updates.momentum_step(w, g, a, learning_rate=0.01),
+        lambda w, g, a, b, t: updates.momentum_step(w, 0.1 * g, a, learning_rate=0.01),
+    ),
+    "nesterov": (
+        lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9, nesterov=True),
+        lambda w, g, a, b, t: updates.momentum_step(w, g, a, learning_rate=0.01, nesterov=True),
+        lambda w, g, a, b, t: updates.momentum_step(w, g, a, learning_rate=0.01),
+    ),
+    "adam": (
+        lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.1),
+        lambda w, g, a, b, t: updates.adam_step(
+            w, g, a, b, t, learning_rate=0.01, weight_decay=0.1
+        ),
+        lambda w, g, a, b, t: updates.adam_step(  # no bias correction
+            w, g, a, b, 10**6, learning_rate=0.01, weight_decay=0.1
+        ),
+    ),
+    "adamw": (
+        lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1, fused=True),
+        lambda w, g, a, b, t: updates.adamw_step(
+            w, g, a, b, t, learning_rate=0.01, weight_decay=0.1
+        ),
+        lambda w, g, a, b, t: updates.adam_step(  # L2 in the gradient
+            w, g, a, b, t, learning_rate=0.01, weight_decay=0.1
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_updates_by_hand_equal_torch_over_100_steps(name):
+    make, right, naive = BY_HAND[name]
+    theirs = torch.nn.Parameter(torch.randn(6, 4))
+    ours, wrong = (
+        [theirs.detach().clone(), torch.zeros(6, 4), torch.zeros(6, 4)] for _ in range(2)
+    )
+    optimizer = make([theirs])
+    for step in range(1, 101):
+        gradient = torch.randn(6, 4) * torch.logspace(-3, 1, 4)  # scales apart, as in real models
+        theirs.grad = gradient.clone()
+        optimizer.step()
+        for update, (w, a, b) in ((right, ours), (naive, wrong)):
+            update(w, gradient.clone(), a, b, step)
+    assert relative_error([ours[0]], [theirs.detach()]) < 1e-6
+    assert relative_error([wrong[0]], [theirs.detach()]) > 1e-3
 
 
 def test_the_loop_equals_transformers_trainer(tmp_path):
@@ -501,3 +607,27 @@ def test_the_loop_equals_transformers_trainer(tmp_path):
     assert [r.loss for r in ours.history] == pytest.approx(trainer.seen, abs=1e-5)
     shuffled = train(gpt2(), causal_lm, Batches(windows, 8), config(**common))
     assert [r.loss for r in shuffled.history] != pytest.approx(trainer.seen, abs=1e-5)
+
+
+# BPE = the tokenizers crate
+
+
+def test_bpe_from_scratch_is_the_tokenizers_crate():
+    texts = corpora.load("web_bible", "test")["text"][:60]
+    crate = train_bpe(texts, 1500)
+    counts = bpe.count_words(texts)
+    merges = bpe.learn_merges(counts, 1500 - 260)
+    assert merges == crate.merges
+    assert from_merges(merges).backend.to_str() == crate.backend.to_str()
+    ours = bpe.BytePairEncoder(merges, SPECIAL_TOKENS)
+    for text in [*texts, *corpora.load("python_source", "test")["text"][:3], "它在厨房里。<|pad|>"]:
+        assert ours.encode(text) == crate.encode(text)
+
+    once = dict.fromkeys(counts, 1)
+    assert bpe.learn_merges(once, 50) != merges[:50], "words counted once must be noticed"
+    longest = sorted(ours.bytes_of, key=len, reverse=True)
+    word, greedy = b" truth", []
+    while word:
+        greedy.append(next(token for token in longest if token and word.startswith(token)))
+        word = word[len(greedy[-1]) :]
+    assert greedy != ours.pieces(b" truth"), "longest match must be noticed"

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from labkit import accounting
+from labkit.encoder_decoder import EncoderDecoder
 from labkit.errors import LabError
 from labkit.interop import from_huggingface, load_pretrained, save_pretrained, to_huggingface
 from labkit.tokenizers import train_bpe
@@ -28,6 +30,38 @@ def test_auto_classes_open_the_folder_tokenizer_included(family, tmp_path):
     assert_close(theirs(ids).logits, model(ids).logits)
     assert theirs.config.eos_token_id == tokenizer.end_of_text_id
     assert not list(folder.glob("*.bin"))
+
+
+def test_an_encoder_decoder_opens_as_a_sequence_to_sequence_model(tmp_path):
+    from transformers import AutoModelForSeq2SeqLM
+
+    model = EncoderDecoder(TransformerConfig.bart(**TINY)).eval()
+    theirs = AutoModelForSeq2SeqLM.from_pretrained(save_pretrained(model, tmp_path))
+    inputs = {
+        "input_ids": torch.randint(300, (2, 5)),
+        "decoder_input_ids": torch.randint(300, (2, 4)),
+    }
+    assert_close(theirs(**inputs).logits, model(**inputs).logits)
+    assert_close(load_pretrained(tmp_path)(**inputs).logits, model(**inputs).logits)
+    stored = list((tmp_path).glob("*.safetensors"))
+    assert len(stored) == 1
+    once_more = 4 * model.get_input_embeddings().weight.numel()
+    largest = 4 * accounting.parameters(model.config) + once_more
+    assert stored[0].stat().st_size < largest, "the shared table is stored once"
+
+
+def test_variants_of_bart_that_labkit_lacks_are_named():
+    from transformers import BartConfig, BartForConditionalGeneration
+
+    small = {"vocab_size": 9, "d_model": 8, "encoder_layers": 1, "encoder_attention_heads": 2}
+    small |= {"encoder_ffn_dim": 8, "decoder_ffn_dim": 8, "decoder_attention_heads": 2}
+    uneven = BartForConditionalGeneration(BartConfig(**small, decoder_layers=2))
+    with pytest.raises(LabError, match="decoder_layers=2"):
+        from_huggingface(uneven)
+    even = BartForConditionalGeneration(BartConfig(**small, decoder_layers=1))
+    even.final_logits_bias.fill_(1.0)
+    with pytest.raises(LabError, match="final_logits_bias"):
+        from_huggingface(even)
 
 
 def test_a_transformers_model_is_saved_as_it_is(tmp_path):
@@ -70,13 +104,16 @@ def test_a_new_head_goes_on_an_old_encoder():
         (TransformerConfig(**TINY, num_labels=2, pooling="first"), "decoder"),
         (TransformerConfig(**TINY, kind="encoder"), "norm_position='pre'"),
         (TransformerConfig.bert(**TINY, position="rotary"), "position='rotary'"),
+        (TransformerConfig.bart(**TINY, norm_position="pre"), "norm_position='pre'"),
+        (TransformerConfig.bart(**TINY, tied_embeddings=False), "tied_embeddings=False"),
     ],
 )
 def test_shapes_that_no_class_has_name_the_reason(config, reason, tmp_path):
+    model = (EncoderDecoder if config.kind == "encoder_decoder" else Transformer)(config)
     with pytest.raises(LabError, match=reason):
-        to_huggingface(Transformer(config))
+        to_huggingface(model)
     with pytest.raises(LabError, match=reason):
-        save_pretrained(Transformer(config), tmp_path / "model")
+        save_pretrained(model, tmp_path / "model")
     assert not (tmp_path / "model").exists()
 
 

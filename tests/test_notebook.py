@@ -320,6 +320,22 @@ def test_explore_shows_widget_and_picture_in_one_output(shown):
     assert base64.b64decode(bundle["image/png"]) == explorer.picture
 
 
+def test_a_pad_lays_two_sliders_along_the_picture(shown):
+    def draw(x=0.0, y=1.0, steps=3):
+        return plots.curves({"a": [x, y, steps]})
+
+    explorer = explore(draw, pad=("x", "y"), x=(-2.0, 2.0), y=(-1.0, 3.0), steps=(1, 5))
+    above, _, pad = explorer.box.children
+    standing, column = pad.children
+    assert above.children == (explorer.controls["steps"],)
+    assert column.children == (explorer.image, explorer.controls["x"])
+    assert (standing, standing.orientation) == (explorer.controls["y"], "vertical")
+    before = explorer.picture
+    standing.value = 2.5
+    assert explorer.picture != before
+    assert explorer.values == {"x": 0.0, "y": 2.5, "steps": 3}
+
+
 def test_explore_redraws_when_a_control_moves(shown):
     explorer = explore(draw_level, level=(0.0, 5.0), mask=True)
     before = explorer.picture

@@ -36,7 +36,9 @@ def imports(path: Path) -> set[str]:
 
 def module_files() -> list[tuple[str, Path]]:
     rows = [(p.stem, p) for p in PACKAGE.glob("*.py") if not p.stem.startswith("__")]
-    return rows + [(r, p) for r in ("notebook", "commands") for p in (PACKAGE / r).rglob("*.py")]
+    return rows + [
+        (r, p) for r in ("notebook", "bench", "commands") for p in (PACKAGE / r).rglob("*.py")
+    ]
 
 
 def test_every_module_has_its_place_in_the_teaching_order():

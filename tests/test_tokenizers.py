@@ -100,6 +100,48 @@ def test_minilm_tokenizer_gives_the_ids_of_transformers() -> None:
         ours.token_bytes(5)
 
 
+@pytest.mark.parametrize("chunk", [1, 7, 64, 10_000])
+def test_a_file_has_the_ids_of_its_text(bpe: tokenizers.Tokenizer, tmp_path, chunk: int) -> None:
+    path = tmp_path / "corpus.txt"
+    text = "\r\n".join(TEXTS) + "a" * 5000 + " " * 3000 + "它" * 2000
+    path.write_bytes(text.encode())
+    assert list(bpe.encode_file(path, chunk)) == bpe.encode(text)
+    cut = [i for start in range(0, len(text), 7) for i in bpe.encode(text[start : start + 7])]
+    assert cut != bpe.encode(text), "cutting anywhere must be noticed"
+
+
+def test_a_file_that_cannot_be_streamed_is_refused(bpe: tokenizers.Tokenizer, tmp_path) -> None:
+    path = tmp_path / "latin.txt"
+    path.write_bytes("£5".encode("latin-1"))
+    with pytest.raises(LabError, match="not UTF-8"):
+        list(bpe.encode_file(path))
+    with pytest.raises(LabError, match="no file"):
+        list(bpe.encode_file(tmp_path / "nothing"))
+    bert = tokenizers.Tokenizer.from_pretrained(corpora.minilm_folder())
+    with pytest.raises(LabError, match="words in its own way"):
+        list(bert.encode_file(path))
+
+
+def test_merges_leave_the_crate_and_come_back(bpe: tokenizers.Tokenizer, tmp_path) -> None:
+    made = tokenizers.from_merges(bpe.merges)
+    assert made.backend.to_str() == bpe.backend.to_str()
+    assert len(bpe.merges) == bpe.vocab_size - 260
+    with pytest.raises(LabError, match="no merges"):
+        _ = tokenizers.Tokenizer.from_pretrained(corpora.minilm_folder()).merges
+
+
+def test_from_scratch_to_transformers(tmp_path) -> None:
+    from transformers import AutoTokenizer
+
+    from labkit.bpe import BytePairEncoder, count_words, learn_merges
+
+    merges = learn_merges(count_words(TEXTS), 60)
+    ours = BytePairEncoder(merges, tokenizers.SPECIAL_TOKENS)
+    theirs = AutoTokenizer.from_pretrained(tokenizers.from_merges(merges).save(tmp_path))
+    for text in [*TEXTS[:3], "a <|user|> b", ""]:
+        assert theirs(text)["input_ids"] == ours.encode(text)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

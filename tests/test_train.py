@@ -120,7 +120,10 @@ def test_an_update_without_targets_is_named():
         ({"steps": 0}, "steps 0 is out of range: choose at least 1"),
         ({"learning_rate": -1.0}, "learning_rate -1.0"),
         ({"betas": (0.9, 1.0)}, "betas"),
-        ({"schedule": "step"}, "schedule step is out of range: choose cosine, linear or constant"),
+        (
+            {"schedule": "step"},
+            "schedule step is out of range: choose cosine, linear, constant, range_test",
+        ),
         ({"precision": "int8"}, "precision int8"),
         ({"micro_batch_size": -2}, "micro_batch_size -2"),
         ({"keep": 0}, "keep 0"),

@@ -10,7 +10,7 @@ import torch
 from torch.testing import assert_close
 
 from labkit.errors import LabError
-from labkit.transformer import RMSNorm, Transformer, TransformerConfig
+from labkit.transformer import RMSNorm, Transformer, TransformerConfig, blocks
 
 TINY = {"vocab_size": 53, "context_length": 16, "d_model": 16, "num_layers": 2, "num_heads": 4}
 GPT2, LLAMA, BERT = (
@@ -173,11 +173,31 @@ def test_bf16_autocast_stays_close_and_gives_fp32_gradients():
         ({"kind": "both"}, "choose one of decoder"),
         ({"position": "rotary", "num_heads": 16}, "change num_heads"),
         ({"norm_eps": 0.0}, "norm_eps"),
+        ({"kind": "encoder_decoder", "num_labels": 2}, "num_labels is 2"),
+        ({"kind": "encoder_decoder", "token_types": 2}, "take kind='encoder'"),
     ],
 )
 def test_impossible_values_are_named(changes, named):
     with pytest.raises(LabError, match=named):
         TransformerConfig(**{**TINY, **changes})
+
+
+def test_a_block_adds_to_the_stream_before_or_after_its_norm():
+    x = torch.randn(2, 5, 16)
+    for position in ("pre", "post"):
+        block = Transformer(dataclasses.replace(GPT2, norm_position=position)).blocks[0].eval()
+        out = block(x, None, True, None, None, 0)
+        attended = block.attention(block.attention_norm(x) if position == "pre" else x, None, True)
+        middle = x + attended if position == "pre" else block.attention_norm(x + attended)
+        inner = block.ffn(block.ffn_norm(middle) if position == "pre" else middle)
+        assert_close(out, middle + inner if position == "pre" else block.ffn_norm(middle + inner))
+
+
+def test_blocks_are_the_layers_in_order():
+    model = Transformer(GPT2)
+    assert list(blocks(model)) == list(model.blocks)
+    with pytest.raises(LabError, match="EncoderDecoder"):
+        Transformer(TransformerConfig.bart(**TINY))
 
 
 def test_impossible_inputs_are_named():

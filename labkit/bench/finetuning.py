@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from labkit import corpora, interop, objectives
@@ -94,7 +93,7 @@ def _trainer(sizes: Sizes, precision: str) -> Callable[[], list[float]]:
 def padding(sizes: Sizes) -> dict[str, float]:
     """Share of the positions computed that hold no token: bucketed, and in random batches."""
     examples = articles(sizes)
-    lengths = np.array([len(e["input_ids"]) for e in examples])
+    lengths = [len(e["input_ids"]) for e in examples]
     shares = {}
     for name, known in (("labkit", lengths), ("Trainer", None)):
         steps = sizes.articles // sizes.batch_size
@@ -102,5 +101,5 @@ def padding(sizes: Sizes) -> dict[str, float]:
         computed = sum(
             batch["input_ids"].numel() for s in range(steps) for batch in data.micro_batches(s)
         )
-        shares[name] = 1 - float(lengths.sum()) / computed
+        shares[name] = 1 - sum(lengths) / computed
     return shares

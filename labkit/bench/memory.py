@@ -11,6 +11,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,7 +54,7 @@ def _labkit(micro_batch_size: int | None = None, checkpointing: bool = False) ->
     return run
 
 
-def _trainer(**settings: object) -> Callable:
+def _trainer(**settings: Any) -> Callable:
     def run(half: str, smaller: bool) -> list[float]:
         ours = _model(smaller)
         data = Unshifted(_tokens(ours.config), LENGTH)

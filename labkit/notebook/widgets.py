@@ -40,7 +40,12 @@ def image_widget(picture: bytes) -> Any:
 class Explorer:
     """The live part of `explore`: set controls from code, read the picture and the redraw times."""
 
-    def __init__(self, draw: Callable[..., Figure], controls: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        draw: Callable[..., Figure],
+        controls: dict[str, Any],
+        pad: tuple[str, str] | None = None,
+    ) -> None:
         self._draw = draw
         self.controls = {
             name: _control(name, spec, _default_of(draw, name)) for name, spec in controls.items()
@@ -51,9 +56,9 @@ class Explorer:
         for control in self.controls.values():
             control.observe(self._on_change, names="value")
         row = ipywidgets.Layout(display="flex", flex_flow="row wrap", grid_gap="0 12px")
-        self.box = ipywidgets.VBox(
-            [ipywidgets.Box(list(self.controls.values()), layout=row), self.message, self.image]
-        )
+        above = [it for name, it in self.controls.items() if name not in (pad or ())]
+        picture = self.image if pad is None else _xy_pad(self.image, *map(self.controls.get, pad))
+        self.box = ipywidgets.VBox([ipywidgets.Box(above, layout=row), self.message, picture])
         self._quiet = False
 
     @property
@@ -109,7 +114,9 @@ class Explorer:
         return picture, time.perf_counter() - began
 
 
-def explore(draw: Callable[..., Figure], **controls: Any) -> Explorer:
+def explore(
+    draw: Callable[..., Figure], *, pad: tuple[str, str] | None = None, **controls: Any
+) -> Explorer:
     """Sliders, menus and tick boxes to a picture that follows them.
 
     Args:
@@ -117,6 +124,8 @@ def explore(draw: Callable[..., Figure], **controls: Any) -> Explorer:
             defaults are the first state: `def draw(temperature=1.0, mask=True)`.
         controls: name = (low, high) or (low, high, step) for a slider (whole numbers if all are
             ints), a list for a menu, True or False for a tick box, or any ipywidgets control.
+        pad: names of two sliders that move a point of the picture: the first lies along its lower
+            edge, the second stands along its left one.
 
     Returns:
         The Explorer: `.redraw_seconds`, `.set(name=value)`, `.measure()`, `.picture`.
@@ -124,7 +133,7 @@ def explore(draw: Callable[..., Figure], **controls: Any) -> Explorer:
         explorer = explore(draw, temperature=(0.1, 5.0), mask=True)
         assert explorer.measure() < 0.2
     """
-    explorer = Explorer(draw, controls)
+    explorer = Explorer(draw, controls, pad)
     state = ", ".join(f"{name} = {value}" for name, value in explorer.values.items())
     display(picture_bundle(explorer.box, explorer.picture, f"Widget at {state}"), raw=True)
     return explorer
@@ -257,6 +266,19 @@ def _control(name: str, spec: Any, default: Any) -> Any:
         f"explore's control {name} = {spec!r} is none of (low, high), (low, high, step) with low < "
         "high, a list, True or False, or an ipywidgets control."
     )
+
+
+def _xy_pad(image: Any, x: Any, y: Any) -> Any:
+    """A picture with one slider along its lower edge and one along its left: an X/Y pad.
+
+    The core widgets of ipywidgets 7.7 and 8 report no mouse position on a picture; two sliders that
+    lie where the axes are come closest to dragging the point itself.
+    """
+    x.layout = ipywidgets.Layout(width="96%")
+    y.orientation = "vertical"
+    y.layout = ipywidgets.Layout(width="64px", height="auto")
+    column = ipywidgets.VBox([image, x], layout=ipywidgets.Layout(max_width="100%"))
+    return ipywidgets.HBox([y, column], layout=ipywidgets.Layout(max_width="100%"))
 
 
 def _default_of(function: Callable, name: str) -> Any:

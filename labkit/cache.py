@@ -1,0 +1,71 @@
+"""The cache of generation: keys and values of the positions that were read already.
+
+    step t:  x_B1D ──> q, k, v ──> append k, v ──> attend to positions 0 .. t ──> next token
+
+Legend: B batch, T new positions, G key/value heads, K head width.
+
+Sources: Shazeer 2019 (what reading the cache costs).
+"""
+
+import torch
+from torch import Tensor
+
+from labkit.errors import LabError
+
+
+class KVCache:
+    """Keys and values of the positions already read, in memory reserved once.
+
+    Without it, producing token t reads all t positions again; with it, only the new one. It also
+    keeps the keys and values that cross-attention made of the source (`source`, by layer).
+    Memory: 2·layers·B·G·capacity·K numbers.
+
+    Args:
+        num_layers: Attention layers that share the cache.
+        batch_size: B.
+        num_kv_heads: G.
+        capacity: Positions to reserve.
+        head_width: K.
+        dtype: Of keys and values.
+        device: Where they live.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        batch_size: int,
+        num_kv_heads: int,
+        capacity: int,
+        head_width: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ):
+        shape = (num_layers, batch_size, num_kv_heads, capacity, head_width)
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.source: dict[int, tuple[Tensor, Tensor]] = {}
+        self.length = 0
+
+    @property
+    def capacity(self) -> int:
+        return self.keys.shape[3]
+
+    def append(self, layer: int, k_BGTK: Tensor, v_BGTK: Tensor) -> tuple[Tensor, Tensor]:
+        """Store T new positions of a layer; return its keys and values so far (B, G, length+T, K).
+
+        Raises:
+            LabError: The new positions do not fit.
+        """
+        end = self.length + k_BGTK.shape[2]
+        if end > self.capacity:
+            raise LabError(
+                f"the cache holds {self.capacity} positions and {end} are asked for;"
+                " make a larger cache or generate fewer tokens"
+            )
+        self.keys[layer, :, :, self.length : end] = k_BGTK
+        self.values[layer, :, :, self.length : end] = v_BGTK
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+    def advance(self, positions: int) -> None:
+        """Count T new positions as read, once every layer has appended them."""
+        self.length += positions

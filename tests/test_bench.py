@@ -1,0 +1,41 @@
+"""`labkit bench` measures what it says; speed itself is no test."""
+
+import dataclasses
+import json
+
+import pytest
+
+from labkit import bench
+from labkit.bench import finetuning, memory
+from labkit.errors import LabError
+
+
+@pytest.mark.slow
+def test_a_quick_run_measures_everything(capsys):
+    sizes = dataclasses.replace(bench.QUICK, rounds=1, new_tokens=8)
+    report = bench.run(sizes, compiled=False)
+    for values in (
+        report.tokens_per_second,
+        report.flop_utilisation,
+        report.examples_per_second,
+        report.generated_per_second,
+        report.peak_gb,
+        report.update_seconds,
+        report.ratios,
+    ):
+        assert values
+        assert all(value > 0 for value in values.values())
+    assert set(report.peak_gb) == set(memory.CONTESTANTS)
+    assert json.loads(json.dumps(dataclasses.asdict(report)))["model"]["tokens_per_update"] == 512
+    lines = bench._lines(report)
+    assert any(line.startswith("labkit, micro-batches of 1") for line in lines)
+
+
+def test_bucketing_by_length_leaves_less_padding_than_random_batches():
+    shares = finetuning.padding(finetuning.Sizes(articles=64, batch_size=8))
+    assert 0 <= shares["labkit"] < shares["Trainer"] / 2
+
+
+def test_a_contestant_that_fails_is_named(monkeypatch):
+    with pytest.raises(LabError, match=r"measuring 'nobody' ended with exit code 1: .*'nobody'"):
+        memory.measure("nobody")
