@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -150,7 +151,14 @@ def autocast(device: torch.device | str, precision: str) -> AbstractContextManag
 
 
 def peak_rss_bytes() -> int:
-    """Return the largest resident memory this process ever had, in bytes."""
+    """Return the largest resident memory this process ever had, in bytes.
+
+    Linux's getrusage would not do: across exec it keeps the peak of the process that started this
+    one.
+    """
+    if sys.platform == "linux":
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -46,6 +46,7 @@ def test_a_torn_token_file_is_named(tmp_path):
 def test_ids_outside_the_vocabulary_leave_nothing_behind(tmp_path):
     with pytest.raises(LabError, match="document 2 holds token 12"):
         batches.write_tokens(tmp_path / "t.bin", [[1], [12]], 10, 0)
+    assert list(tmp_path.iterdir()) == []
     with pytest.raises(LabError, match="is missing"):
         batches.read_tokens(tmp_path / "t.bin")
 
@@ -53,6 +54,15 @@ def test_ids_outside_the_vocabulary_leave_nothing_behind(tmp_path):
 def test_no_documents_is_named(tmp_path):
     with pytest.raises(LabError, match="0 documents"):
         batches.write_tokens(tmp_path / "t.bin", [], 10, 0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_windows_can_be_iterated_and_end():
+    windows = Windows(np.arange(10), context_length=4)
+    assert [w["input_ids"].tolist() for w in windows] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    for outside in (-1, 2):
+        with pytest.raises(IndexError, match=f"window {outside} of 2"):
+            windows[outside]
 
 
 # --- windows and packing ---

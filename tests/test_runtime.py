@@ -1,5 +1,6 @@
 """runtime: profiles, devices, precision, random numbers, ranks."""
 
+import subprocess
 import sys
 
 import numpy as np
@@ -72,6 +73,18 @@ def test_ranks_come_from_torchrun(monkeypatch):
 def test_measured_rates_and_memory_are_positive():
     assert runtime.matmul_rate(torch.float32, size=64, repeats=3) > 0
     assert runtime.peak_rss_bytes() > 10 * 2**20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a child may inherit the peak")
+def test_peak_memory_is_that_of_the_process_not_of_its_parent():
+    """The parent holds 600 MB when it starts a child that holds next to nothing."""
+    child = "from labkit import runtime; print(runtime.peak_rss_bytes())"
+    parent = (
+        "import subprocess, sys; held = bytearray(b'1') * 600_000_000;"
+        f"subprocess.run([sys.executable, '-c', {child!r}], check=True)"
+    )
+    done = subprocess.run([sys.executable, "-c", parent], capture_output=True, check=True)
+    assert int(done.stdout) < 500e6
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")

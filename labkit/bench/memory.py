@@ -7,7 +7,6 @@ included; on a GPU, what torch allocated there.
 """
 
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -101,8 +100,7 @@ def _main(name: str, smaller: bool) -> None:
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device)
     else:
-        unit = 1 if sys.platform == "darwin" else 1024
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        peak = runtime.peak_rss_bytes()
     seconds = float(np.median(np.diff(moments)[1:]))
     print(json.dumps({"peak_gb": peak / 1e9, "seconds": seconds}))
 
