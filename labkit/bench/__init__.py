@@ -173,7 +173,7 @@ def _live_share(sizes: pretraining.Sizes) -> float:
 
 
 def run(sizes: Sizes = FULL, compiled: bool = True) -> Report:
-    """Measure everything; some fifteen minutes on two cores.
+    """Measure everything.
 
     Args:
         sizes: `FULL` for numbers to quote, `QUICK` to see that it runs.

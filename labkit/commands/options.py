@@ -235,12 +235,12 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Bench:
-    """Measure speed: tokens per second against other trainers, memory, import time."""
+    """Measure speed and memory beside other programs: pretraining, fine-tuning, generation."""
 
     json: bool = False
     """Print one JSON object."""
     quick: bool = False
-    """Fewer repeats: a minute instead of several."""
+    """Small models and few repeats, to see that it runs; the figures mean little."""
 
 
 @dataclass(frozen=True)
