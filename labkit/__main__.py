@@ -102,7 +102,7 @@ def _evaluate(options: commands.Evaluate) -> int:
 def _bench(options: commands.Bench) -> int:
     from labkit import bench
 
-    bench.main(options.json, options.quick)
+    bench.main(options.json, options.quick, only=options.only)
     return 0
 
 

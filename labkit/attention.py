@@ -144,14 +144,28 @@ def _plain_attention(
     q_NRK = (q_BHTK * K**-0.5).reshape(B * G, H // G * T, K)
     scores_BHTS = torch.bmm(q_NRK, k_BGSK.reshape(B * G, S, K).mT).view(B, H, T, S)
     if causal:
-        mask = causal_mask(T, S, q_BHTK.device)
-    if mask is not None:
-        lowest = torch.finfo(scores_BHTS.dtype).min
-        additive = torch.zeros_like(mask, dtype=scores_BHTS.dtype).masked_fill(~mask, lowest)
-        scores_BHTS += additive
+        scores_BHTS += _causal_bias(T, S, scores_BHTS.dtype)
+    elif mask is not None:
+        scores_BHTS += _bias(mask, scores_BHTS.dtype)
     weights_BHTS = F.dropout(scores_BHTS.softmax(dim=-1, dtype=scores_BHTS.dtype), dropout)
     out_NRK = torch.bmm(weights_BHTS.view(B * G, H // G * T, S), v_BGSK.reshape(B * G, S, K))
     return out_NRK.view(B, H, T, K)
+
+
+def _bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where a query may attend, else the lowest number: added to scores, it masks them."""
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+
+
+@torch.library.custom_op("labkit::causal_bias", mutates_args=())
+def _causal_bias(queries: int, keys: int, dtype: torch.dtype) -> Tensor:
+    """On the CPU. Opaque to the compiler, which would else work the mask out for each score."""
+    return _bias(causal_mask(queries, keys), dtype)
+
+
+@_causal_bias.register_fake
+def _(queries: int, keys: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty(queries, keys, dtype=dtype)
 
 
 # Masks: bool, True = may attend; combine them with &

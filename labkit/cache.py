@@ -40,15 +40,13 @@ class KVCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
     ):
-        shape = (num_layers, batch_size, num_kv_heads, capacity, head_width)
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        shape = (batch_size, num_kv_heads, capacity, head_width)
+        self.keys, self.values = (
+            [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
+            for _ in range(2)
+        )
         self.source: dict[int, tuple[Tensor, Tensor]] = {}
-        self.length = 0
-
-    @property
-    def capacity(self) -> int:
-        return self.keys.shape[3]
+        self.length, self.capacity = 0, capacity
 
     def append(self, layer: int, k_BGTK: Tensor, v_BGTK: Tensor) -> tuple[Tensor, Tensor]:
         """Store T new positions of a layer; return its keys and values so far (B, G, length+T, K).
@@ -56,15 +54,17 @@ class KVCache:
         Raises:
             LabError: The new positions do not fit.
         """
-        end = self.length + k_BGTK.shape[2]
+        start, new = self.length, k_BGTK.shape[2]
+        end = start + new
         if end > self.capacity:
             raise LabError(
                 f"the cache holds {self.capacity} positions and {end} are asked for;"
                 " make a larger cache or generate fewer tokens"
             )
-        self.keys[layer, :, :, self.length : end] = k_BGTK
-        self.values[layer, :, :, self.length : end] = v_BGTK
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        keys, values = self.keys[layer], self.values[layer]
+        keys.narrow(2, start, new).copy_(k_BGTK)
+        values.narrow(2, start, new).copy_(v_BGTK)
+        return keys.narrow(2, 0, end), values.narrow(2, 0, end)
 
     def advance(self, positions: int) -> None:
         """Count T new positions as read, once every layer has appended them."""

@@ -16,7 +16,11 @@ from torch import Tensor, nn
 
 from labkit.encoder_decoder import EncoderDecoder
 from labkit.errors import LabError
+from labkit.layout import ColumnMajor
 from labkit.transformer import Transformer
+
+TRANSPOSED_FROM = 32
+"""New tokens from which it pays to copy a labkit model's weights for reading; see `layout`."""
 
 
 class Step(NamedTuple):
@@ -163,7 +167,8 @@ def stream(
 ) -> Iterator[Step]:
     """`generate`, one `Step` at a time, for text that appears as it is written.
 
-    Arguments and errors as in `generate`; stops when every sequence has produced end_id.
+    Arguments and errors as in `generate`; stops when every sequence has produced end_id. The
+    weights are those of the first step.
     """
     _check_sampling(temperature, top_k, top_p)
     context = context_length(model)
@@ -189,14 +194,17 @@ def stream(
             read = _answering_reader(model, prompts, capacity, use_cache)
         else:
             read = _reader(model, len(prompts), capacity, use_cache)
+        long = max_new_tokens >= TRANSPOSED_FROM and isinstance(model, Transformer | EncoderDecoder)
+        fast = ColumnMajor(model if long else nn.Module())
         new_BT = ids_BT
         for _ in range(max_new_tokens):
-            with torch.no_grad():
+            with torch.inference_mode(), fast.weights():
                 logits_BV = read(new_BT, mask_BT)
-            probabilities_BV = next_token_probabilities(logits_BV, temperature, top_k, top_p)
+            logits_BV = logits_BV.clone()  # an ordinary tensor, that a caller may compute with
             if temperature == 0:
-                tokens_B = probabilities_BV.argmax(dim=-1)
+                tokens_B = logits_BV.argmax(dim=-1)
             else:
+                probabilities_BV = next_token_probabilities(logits_BV, temperature, top_k, top_p)
                 tokens_B = torch.multinomial(probabilities_BV, 1, generator=random)[:, 0]
             yield Step(tokens_B, logits_BV)
             if end_id is not None:

@@ -13,7 +13,7 @@ from labkit.errors import LabError
 @pytest.mark.slow
 def test_a_quick_run_measures_everything(capsys):
     sizes = dataclasses.replace(bench.QUICK, rounds=1, new_tokens=8)
-    report = bench.run(sizes, compiled=False)
+    report = bench.run(sizes, compiled=False, only=bench.PARTS)
     for values in (
         report.tokens_per_second,
         report.flop_utilisation,
@@ -21,14 +21,29 @@ def test_a_quick_run_measures_everything(capsys):
         report.generated_per_second,
         report.peak_gb,
         report.update_seconds,
+        report.import_seconds,
         report.ratios,
+        *report.quality.values(),
     ):
         assert values
         assert all(value > 0 for value in values.values())
+    assert 0 < report.loading_share < 1
+    assert len(report.quality) == 2
     assert set(report.peak_gb) == set(memory.CONTESTANTS)
     assert json.loads(json.dumps(dataclasses.asdict(report)))["model"]["tokens_per_update"] == 512
     lines = bench._lines(report)
     assert any(line.startswith("labkit, micro-batches of 1") for line in lines)
+
+
+def test_only_what_is_asked_for_is_measured():
+    sizes = dataclasses.replace(bench.QUICK, rounds=1, new_tokens=8)
+    report = bench.run(sizes, only=["generation"])
+    assert report.generated_per_second
+    assert not report.tokens_per_second
+    assert not report.peak_gb
+    assert not any(line.startswith(("pretraining", "equal time")) for line in bench._lines(report))
+    with pytest.raises(LabError, match="part 'speed' is unknown: choose pretraining, finetuning"):
+        bench.run(sizes, only=["speed"])
 
 
 def test_bucketing_by_length_leaves_less_padding_than_random_batches():

@@ -7,6 +7,8 @@
     finetuning    examples per second on articles of natural length
     generation    new tokens per second with a cache
     memory        peak and time of an update at GPT-2's size, a process for each contestant
+    overhead      what importing, loading batches and live curves cost
+    quality       bits per byte after equal minutes of training (only when asked for)
 
 Timings of two programs are comparable only when taken side by side: clocks drift and machines are
 shared. So each round runs every contestant for a short while, all on the same weights and data.
@@ -15,7 +17,8 @@ shared. So each round runs every contestant for a short while, all on the same w
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -24,7 +27,8 @@ import torch
 
 from labkit import accounting, objectives, runtime
 from labkit.batches import Batches
-from labkit.bench import finetuning, generation, memory, pretraining
+from labkit.bench import finetuning, generation, memory, pretraining, quality
+from labkit.errors import LabError
 from labkit.train import TrainConfig, train
 
 
@@ -40,10 +44,25 @@ class Sizes:
     """How often everything is timed."""
     smaller_memory: bool = False
     """Measure memory with a model of 3 M parameters instead of 124 M."""
+    recipes: tuple[quality.Recipe, ...] = quality.LADDER
+    """What is trained for equal minutes."""
+    seconds: float = 240
+    """Of training for each recipe."""
 
+
+#: Everything that can be measured; the last takes half an hour and must be asked for.
+PARTS = ("pretraining", "finetuning", "generation", "memory", "overhead", "quality")
 
 FULL = Sizes(pretraining.FULL, finetuning.FULL, new_tokens=128, rounds=3)
-QUICK = Sizes(pretraining.QUICK, finetuning.QUICK, new_tokens=16, rounds=2, smaller_memory=True)
+QUICK = Sizes(
+    pretraining.QUICK,
+    finetuning.QUICK,
+    new_tokens=16,
+    rounds=2,
+    smaller_memory=True,
+    recipes=tuple(quality.smaller(recipe) for recipe in (quality.RIVAL, quality.OURS)),
+    seconds=2,
+)
 
 
 @dataclass
@@ -53,6 +72,8 @@ class Report:
     machine: dict[str, Any]
     model: dict[str, Any]
     """Of pretraining and generation."""
+    half: str
+    """The 16-bit format of this machine, or fp32: of everything but generation."""
     tokens_per_second: dict[str, float] = field(default_factory=dict)
     """Pretraining: median over all timed updates, by contestant."""
     flop_utilisation: dict[str, float] = field(default_factory=dict)
@@ -72,6 +93,10 @@ class Report:
     import_seconds: dict[str, float] = field(default_factory=dict)
     live_plotting_share: float = float("nan")
     """Drawing time / training time with a live curve."""
+    loading_share: float = float("nan")
+    """Time to make the batches / time of the updates, in pretraining."""
+    quality: dict[str, dict[str, float]] = field(default_factory=dict)
+    """`quality.Outcome` of each recipe."""
 
 
 def _interleaved(
@@ -117,7 +142,7 @@ def _pretraining(report: Report, sizes: Sizes, half: str, compiled: bool) -> Non
     }
 
 
-def _finetuning(report: Report, sizes: Sizes, half: str) -> None:
+def _finetuning(report: Report, sizes: Sizes, half: str, compiled: bool) -> None:
     seconds = _interleaved(finetuning.contestants(sizes.finetuning, half), sizes.rounds)
     speed = {name: sizes.finetuning.articles / s for name, s in seconds.items()}
     report.examples_per_second = speed
@@ -127,7 +152,7 @@ def _finetuning(report: Report, sizes: Sizes, half: str) -> None:
     )
 
 
-def _generation(report: Report, sizes: Sizes) -> None:
+def _generation(report: Report, sizes: Sizes, half: str, compiled: bool) -> None:
     entries = generation.contestants(sizes.pretraining, sizes.new_tokens)
     seconds = _interleaved(entries, sizes.rounds)
     report.generated_per_second = {name: 1 / s for name, s in seconds.items()}
@@ -137,7 +162,7 @@ def _generation(report: Report, sizes: Sizes) -> None:
             report.ratios[f"generation: {name} / transformers"] = seconds[rival] / s
 
 
-def _memory(report: Report, sizes: Sizes) -> None:
+def _memory(report: Report, sizes: Sizes, half: str, compiled: bool) -> None:
     for name in memory.CONTESTANTS:
         found = memory.measure(name, sizes.smaller_memory)
         report.peak_gb[name], report.update_seconds[name] = found["peak_gb"], found["seconds"]
@@ -162,23 +187,58 @@ def _import_seconds(repeats: int) -> dict[str, float]:
     return {"torch": float(torch_seconds), "labkit_adds": float(added)}
 
 
-def _live_share(sizes: pretraining.Sizes) -> float:
+def _overhead(report: Report, sizes: Sizes, half: str, compiled: bool) -> None:
     from labkit.notebook import LiveCurve
 
-    data = Batches(pretraining.windows(sizes), sizes.batch_size)
-    settings = TrainConfig(steps=10 * sizes.steps, warmup_steps=0, learning_rate=1e-4)
+    report.import_seconds = _import_seconds(sizes.rounds + 2)
+    problem = sizes.pretraining
+    data = Batches(pretraining.windows(problem), problem.batch_size)
+    settings = TrainConfig(steps=10 * problem.steps, warmup_steps=0, learning_rate=1e-4)
     with LiveCurve("overhead") as curve:
-        train(pretraining.decoder(sizes), objectives.causal_lm, data, settings, on_step=curve)
-    return float(curve.overhead)
+        result = train(
+            pretraining.decoder(problem), objectives.causal_lm, data, settings, on_step=curve
+        )
+    report.live_plotting_share = float(curve.overhead)
+    started = time.perf_counter()
+    for step in range(settings.steps):
+        data.micro_batches(step)
+    report.loading_share = (time.perf_counter() - started) / result.seconds
 
 
-def run(sizes: Sizes = FULL, compiled: bool = True) -> Report:
-    """Measure everything.
+def _quality(report: Report, sizes: Sizes, half: str, compiled: bool) -> None:
+    for recipe in sizes.recipes:
+        found = quality.run(recipe, sizes.seconds, half)
+        report.quality[recipe.name] = found._asdict()
+    first, *_, last = report.quality
+    report.ratios[f"bits per byte in equal time: {last} / {first}"] = (
+        report.quality[last]["bits_per_byte"] / report.quality[first]["bits_per_byte"]
+    )
+
+
+MEASURES: dict[str, Callable[[Report, Sizes, str, bool], None]] = {
+    "pretraining": _pretraining,
+    "finetuning": _finetuning,
+    "generation": _generation,
+    "memory": _memory,
+    "overhead": _overhead,
+    "quality": _quality,
+}
+
+
+def run(sizes: Sizes = FULL, compiled: bool = True, only: Sequence[str] = ()) -> Report:
+    """Measure everything that is asked for.
 
     Args:
         sizes: `FULL` for numbers to quote, `QUICK` to see that it runs.
         compiled: also time labkit under torch.compile (needs a C++ compiler).
+        only: some of `PARTS`; none: all but quality.
+
+    Raises:
+        LabError: an unknown part.
     """
+    for part in only:
+        if part not in PARTS:
+            raise LabError(f"part {part!r} is unknown: choose {', '.join(PARTS)}")
     device = runtime.pick_device()
     half = runtime.pick_precision(device)
     config = sizes.pretraining.config
@@ -194,39 +254,54 @@ def run(sizes: Sizes = FULL, compiled: bool = True) -> Report:
             "d_model": config.d_model,
             "num_layers": config.num_layers,
         },
+        half=half,
     )
-    _pretraining(report, sizes, half, compiled)
-    _finetuning(report, sizes, half)
-    _generation(report, sizes)
-    _memory(report, sizes)
-    report.import_seconds = _import_seconds(sizes.rounds + 2)
-    report.live_plotting_share = _live_share(sizes.pretraining)
+    for part in only or PARTS[:-1]:
+        MEASURES[part](report, sizes, half, compiled)
     return report
 
 
 def _lines(report: Report) -> list[str]:
-    rows = [f"machine: {report.machine}", f"model:   {report.model}", ""]
-    rows.append(f"{'pretraining':36}{'tokens/s':>12}{'FLOP utilisation':>20}")
-    for name, rate in sorted(report.tokens_per_second.items(), key=lambda x: -x[1]):
-        rows.append(f"{name:36}{rate:12,.0f}{report.flop_utilisation[name]:20.1%}")
-    rows += ["", f"{'full fine-tuning':36}{'examples/s':>12}{'padding':>20}"]
-    for name, rate in report.examples_per_second.items():
-        rows.append(f"{name:36}{rate:12.2f}{report.padding[name.split()[0]]:20.1%}")
-    rows += ["", f"{'generation, fp32':36}{'tokens/s':>12}"]
-    rows += [f"{name:36}{rate:12,.0f}" for name, rate in report.generated_per_second.items()]
-    rows += ["", f"{'an update at GPT-2 size':36}{'peak GB':>12}{'seconds':>20}"]
-    for name, peak in report.peak_gb.items():
-        rows.append(f"{name:36}{peak:12.2f}{report.update_seconds[name]:20.2f}")
+    rows = [f"machine: {report.machine}", f"model:   {report.model}"]
+
+    def section(name: str, *columns: str) -> None:
+        rows.extend(["", f"{name:40}" + "".join(f"{column:>18}" for column in columns)])
+
+    if report.tokens_per_second:
+        section("pretraining", "tokens/s", "FLOP utilisation")
+        for name, rate in sorted(report.tokens_per_second.items(), key=lambda x: -x[1]):
+            rows.append(f"{name:40}{rate:18,.0f}{report.flop_utilisation[name]:18.1%}")
+    if report.examples_per_second:
+        section("full fine-tuning", "examples/s", "padding")
+        for name, rate in report.examples_per_second.items():
+            rows.append(f"{name:40}{rate:18.2f}{report.padding[name.split()[0]]:18.1%}")
+    if report.generated_per_second:
+        section("generation, fp32", "tokens/s")
+        rows += [f"{name:40}{rate:18,.0f}" for name, rate in report.generated_per_second.items()]
+    if report.peak_gb:
+        section("an update at GPT-2 size", "peak GB", "seconds")
+        for name, peak in report.peak_gb.items():
+            rows.append(f"{name:40}{peak:18.2f}{report.update_seconds[name]:18.2f}")
+    if report.quality:
+        section("equal time", "bits per byte", "seconds", "tokens", "parameters")
+        for name, got in report.quality.items():
+            rows.append(
+                f"{name:40}{got['bits_per_byte']:18.3f}{got['seconds']:18.0f}"
+                f"{got['tokens']:18,}{got['parameters']:18,}"
+            )
     rows += ["", *(f"{name}: {ratio:.2f}" for name, ratio in report.ratios.items())]
-    imports = report.import_seconds
-    rows.append(
-        f"import torch {imports['torch']:.2f} s, labkit adds {imports['labkit_adds']:.3f} s"
-    )
-    rows.append(f"live plotting takes {report.live_plotting_share:.1%} of the training time")
+    if imports := report.import_seconds:
+        rows += [
+            f"import torch {imports['torch']:.2f} s, labkit adds {imports['labkit_adds']:.3f} s",
+            f"live plotting takes {report.live_plotting_share:.1%} of the training time",
+            f"making the batches takes {report.loading_share:.2%} of the training time",
+        ]
     return rows
 
 
-def main(json_output: bool = False, quick: bool = False, compiled: bool = True) -> None:
+def main(
+    json_output: bool = False, quick: bool = False, compiled: bool = True, only: Sequence[str] = ()
+) -> None:
     """Run and print: a table, or with `json_output` one JSON object."""
-    report = run(QUICK if quick else FULL, compiled)
+    report = run(QUICK if quick else FULL, compiled, only)
     print(json.dumps(asdict(report)) if json_output else "\n".join(_lines(report)))

@@ -72,8 +72,6 @@ def trainer_moments(
             output_dir=folder,
             max_steps=steps,
             per_device_train_batch_size=batch_size,
-            learning_rate=1e-4,
-            weight_decay=0.1,
             bf16=precision == "bf16",
             fp16=precision == "fp16",
             use_cpu=runtime.pick_device().type == "cpu",
@@ -81,7 +79,7 @@ def trainer_moments(
             save_strategy="no",
             logging_strategy="no",
             disable_tqdm=True,
-            **settings,
+            **{"learning_rate": 1e-4, "weight_decay": 0.1, **settings},
         )
         trainer = Trainer(
             model, arguments, train_dataset=examples, data_collator=collate, callbacks=[Clock()]
