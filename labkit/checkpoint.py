@@ -237,9 +237,10 @@ def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: 
     for key, value in tensors.items():
         name, entry = key.rsplit("/", 1)
         p = parameters[name]
-        if value.shape == p.shape:
+        if value.shape == p.shape and value.is_floating_point():
             target = torch.zeros_like(p)
             _assign(target, value, key)
         else:
-            target = value.clone()  # the step counter
+            # Codes live beside the parameter; the step counter stays on the CPU.
+            target = value.to(p.device, copy=True) if value.ndim else value.clone()
         optimizer.state[p][entry] = target

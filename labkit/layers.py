@@ -61,7 +61,8 @@ class RMSNorm(nn.RMSNorm):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        chain = x.device.type == "cpu" and x.dtype == self.weight.dtype
+        x = x.to(self.weight.dtype)  # under autocast x may come from a product in 16 bits
+        chain = x.device.type == "cpu"
         if chain and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             return _RMSNormFunction.apply(x, self.weight, self.eps)  # pyright: ignore[reportReturnType]
         return super().forward(x)

@@ -5,16 +5,19 @@
 A mean of means is wrong as soon as two micro-batches hold different numbers of valid targets, so
 no function here divides. Reductions run in fp32 whatever the logits' format (fp64 stays fp64).
 
-Legend: N positions, V vocabulary or classes, D model width.
+Legend: N positions, V vocabulary or classes, D model width, G pairs of a group.
 
 Sources: Bridle 1990 (softmax); Szegedy et al. 2016, arXiv:1512.00567, section 7 (label smoothing);
-Wijmans et al. 2024, arXiv:2411.09009 (chunked cross-entropy).
+Wijmans et al. 2024, arXiv:2411.09009 (chunked cross-entropy); van den Oord et al. 2018,
+arXiv:1807.03748, section 2.3 (InfoNCE); Chen et al. 2020, arXiv:2002.05709, section 2.1
+(cosine and temperature).
 """
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from labkit.batches import IGNORE_INDEX
 from labkit.errors import LabError
@@ -25,8 +28,8 @@ def _at_least_fp32(x: Tensor) -> Tensor:
 
 
 def _check_targets(targets_N: Tensor, num_classes: int) -> None:
-    if targets_N.is_cuda or torch.compiler.is_compiling():
-        return  # reading the values would stall the GPU or break the compiled graph
+    if targets_N.is_cuda or torch.compiler.is_compiling() or isinstance(targets_N, FakeTensor):
+        return  # reading the values would stall the GPU or break the graph; fake ones have none
     valid = targets_N[targets_N != IGNORE_INDEX]
     if valid.numel() and (int(valid.min()) < 0 or int(valid.max()) >= num_classes):
         bad = int(valid.min()) if int(valid.min()) < 0 else int(valid.max())
@@ -123,6 +126,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 d_hidden_ND[start : start + chunk] = (grad_CV @ weight).to(hidden_ND.dtype)
             if d_weight_VD is not None:
                 d_weight_VD += grad_CV.T @ h_CD
+            del log_p_CV, grad_CV  # or they would outlive this chunk, beside the next one's
         ctx.save_for_backward(d_hidden_ND, d_weight_VD)
         ctx.weight_dtype = weight_VD.dtype
         return total
@@ -165,3 +169,39 @@ def chunked_cross_entropy(
     _check_targets(targets_N, weight_VD.shape[0])
     total = _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, targets_N, chunk)
     return total, (targets_N != IGNORE_INDEX).sum()
+
+
+def contrastive(
+    first_BGD: Float[Tensor, "B G D"],
+    second_BGD: Float[Tensor, "B G D"],
+    temperature: float = 0.05,
+) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
+    """InfoNCE: tell the partner of each first vector from the other second vectors of its group.
+
+    s_ij = cos(first_i, second_j) / temperature;   loss_i = logsumexp_j(s_ij) - s_ii
+
+    With p_ij = softmax_j(s_ij):   d loss / d s_ij = p_ij - [i = j]
+
+    A group is one example: its negatives are inside it, so cutting a batch into micro-batches
+    changes nothing. With negatives from the whole batch it would change the problem.
+
+    Args:
+        first_BGD, second_BGD: vectors of any length but 0; pair g of group b is (b, g) of both.
+        temperature: above 0. Small ones look at the most similar negatives only.
+
+    Returns:
+        (sum in nats, number of pairs B G). Knowing nothing costs ln G a pair.
+
+    Raises:
+        LabError: a temperature of 0 or less, or groups of one pair, which have no negatives.
+    """
+    groups, size, _ = first_BGD.shape
+    if not temperature > 0:
+        raise LabError(f"temperature {temperature} is out of range: choose above 0")
+    if size < 2:
+        raise LabError(f"a group of {size} pair has no negatives: give at least 2 pairs")
+    first_BGD = F.normalize(_at_least_fp32(first_BGD), dim=-1)
+    second_BGD = F.normalize(_at_least_fp32(second_BGD), dim=-1)
+    scores_BGG = first_BGD @ second_BGD.mT / temperature
+    partner_N = torch.arange(size, device=scores_BGG.device).repeat(groups)
+    return cross_entropy(scores_BGG.flatten(0, 1), partner_N)

@@ -2,10 +2,12 @@
 
     model ──> parameter_groups ──> build ──> optimizer; before each update lr = learning_rate(step)
 
-What the updates compute stands in `updates` and `muon`.
+What the updates compute stands in `updates`, `muon` and `eight_bit`. `StepInBackward` makes them
+during the backward pass, so that gradients never exist all at once.
 
 Sources: Loshchilov & Hutter 2019, arXiv:1711.05101 (AdamW) and 2017, arXiv:1608.03983 (cosine);
-Goyal et al. 2017, arXiv:1706.02677 (warm-up); Smith 2017, arXiv:1506.01186 (range test).
+Goyal et al. 2017, arXiv:1706.02677 (warm-up); Smith 2017, arXiv:1506.01186 (range test); Lv et al.
+2023, arXiv:2306.09782 (the step during the backward pass).
 """
 
 import math
@@ -15,10 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from labkit.eight_bit import AdamW8bit
 from labkit.errors import LabError
 from labkit.muon import Muon
 
-OPTIMIZERS = ("adamw", "adam", "sgd", "muon")
+OPTIMIZERS = ("adamw", "adam", "sgd", "muon", "adamw8bit")
 SCHEDULES = ("cosine", "linear", "constant", "range_test")
 
 
@@ -112,7 +115,7 @@ def build(
         learning_rate: of the first update; the loop sets it anew before each.
         optimizer: `adamw`; `adam`, whose weight decay is an L2 term in the loss; `sgd`, the same
             with momentum `betas[0]` (0: plain); `muon` for the matrices of the blocks with AdamW
-            for the rest.
+            for the rest; `adamw8bit`, whose moments take a byte each.
         weight_decay: lambda of the matrices and embeddings, 0 or more.
         betas, eps: of Adam, AdamW and the half of Muon that is AdamW.
         fused: False for tensor by tensor.
@@ -129,6 +132,8 @@ def build(
         return torch.optim.SGD(groups, lr=learning_rate, momentum=betas[0], fused=fused)
     if optimizer == "muon":
         return Muon(model, groups, learning_rate=learning_rate, betas=betas, eps=eps)
+    if optimizer == "adamw8bit":
+        return AdamW8bit(groups, lr=learning_rate, betas=betas, eps=eps)
     raise LabError(f"optimizer {optimizer!r} is unknown: choose {', '.join(OPTIMIZERS)}")
 
 
@@ -138,3 +143,48 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = nn.utils.get_total_norm(gradients)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+class StepInBackward:
+    """Update each parameter the moment its gradient is complete, then free that gradient.
+
+    backward ──> gradient of one parameter ──> times `factor` ──> step of it alone ──> freed
+
+    Exactly the ordinary update, because AdamW treats every number alone. What needs all gradients
+    at once is lost: clipping by the global norm, a loss scaler that skips steps, and gradients that
+    add up over micro-batches. One backward pass is one update.
+
+    Args:
+        optimizer: of `build`; not Muon, which steps whole stacks of matrices.
+
+    Source: Lv et al. 2023, arXiv:2306.09782, section 3.1.
+    """
+
+    factor: float = 1.0
+    """Multiplies every gradient; set before the backward pass, as 1 / count of valid targets."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer):
+        self.optimizer, self.squares = optimizer, []
+        self.group_of = {p: group for group in optimizer.param_groups for p in group["params"]}
+        self.hooks = [p.register_post_accumulate_grad_hook(self._step) for p in self.group_of]
+
+    @torch.no_grad()
+    def _step(self, p: Tensor) -> None:
+        assert p.grad is not None
+        p.grad.mul_(self.factor)
+        self.squares.append(p.grad.norm().square())
+        everything = self.optimizer.param_groups
+        self.optimizer.param_groups = [{**self.group_of[p], "params": [p]}]
+        self.optimizer.step()
+        self.optimizer.param_groups = everything
+        p.grad = None
+
+    def norm(self) -> float:
+        """L2 norm of the gradient that the last backward pass used up."""
+        squares, self.squares = self.squares, []
+        return float(torch.stack(squares).sum().sqrt()) if squares else 0.0
+
+    def remove(self) -> None:
+        """Make backward passes ordinary again."""
+        for hook in self.hooks:
+            hook.remove()

@@ -33,8 +33,9 @@ class TrainConfig:
     steps: int = 1000
     """Updates in the whole run, at least 1."""
     optimizer: str = "adamw"
-    """adamw; adam (decay as L2 in the loss); sgd (the same, with momentum betas[0]); or muon (for
-    the matrices of the blocks; AdamW for the rest, at the same rate)."""
+    """adamw; adam (decay as L2 in the loss); sgd (the same, with momentum betas[0]); muon (for the
+    matrices of the blocks; AdamW for the rest, at the same rate); or adamw8bit (moments of a byte
+    each)."""
     learning_rate: float = 3e-4
     """Peak rate, above 0."""
     min_learning_rate_ratio: float = 0.1
@@ -53,6 +54,9 @@ class TrainConfig:
     """Largest L2 norm of the whole gradient; 0 leaves it unclipped."""
     micro_batch_size: int | None = None
     """Examples at a time on one rank (never changes the result); None: the rank's whole part."""
+    step_in_backward: bool = False
+    """Update each parameter as soon as its gradient is complete and free it: the same result, less
+    memory. Needs grad_clip 0, no micro-batches, one rank, and not fp16."""
     precision: str = "auto"
     """auto, fp32, bf16 or fp16 (with loss scaling); weights stay fp32."""
     device: str = "auto"
@@ -103,6 +107,21 @@ class TrainConfig:
             self.optimizer != "muon" or self.parallel != "fsdp",
             "adamw with parallel fsdp: muon needs whole matrices (parallel ddp)",
         )
+        demand(
+            "optimizer",
+            self.optimizer != "adamw8bit" or self.parallel != "fsdp",
+            "adamw with parallel fsdp: adamw8bit needs whole tensors (parallel ddp)",
+        )
+        demand(
+            "grad_clip",
+            not (self.step_in_backward and self.grad_clip),
+            "0 with step_in_backward: the norm of all gradients is known too late",
+        )
+        demand(
+            "optimizer",
+            not (self.step_in_backward and self.optimizer == "muon"),
+            "adamw, adam, sgd or adamw8bit with step_in_backward: muon steps stacks of matrices",
+        )
         demand("keep", self.keep >= 1, "at least 1")
         for name in ("eval_every", "patience", "save_every"):
             demand(name, getattr(self, name) >= 0, "0 (off) or more")
@@ -111,6 +130,7 @@ class TrainConfig:
 #: Fields that may differ between a run and its continuation: they do not change what is learned.
 FREE_ON_RESUME = {
     "micro_batch_size", "device", "compile", "parallel", "save_every", "keep", "out", "resume",
+    "step_in_backward",
 }  # fmt: skip
 
 

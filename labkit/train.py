@@ -158,6 +158,7 @@ def train(
             eps=config.eps,
         )
         trainable = [p for p in model.parameters() if p.requires_grad]
+        in_backward = _step_in_backward(optimizer, batches, config, precision, here)
         scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         folder = RunFolder(config, here)
         progress = Progress()
@@ -168,6 +169,16 @@ def train(
                 progress = folder.restore(model, optimizer, scaler) or progress
             while progress.step < config.steps:
                 started = time.perf_counter()
+                rate = optim.learning_rate(
+                    progress.step,
+                    peak=config.learning_rate,
+                    warmup_steps=config.warmup_steps,
+                    total_steps=config.steps,
+                    minimum_ratio=config.min_learning_rate_ratio,
+                    schedule=config.schedule,
+                )
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
                 micro_batches = batches.micro_batches(
                     progress.step, config.micro_batch_size, here.rank, here.size
                 )
@@ -177,6 +188,8 @@ def train(
                     with _gradient_sync(module, wanted=i == len(micro_batches) - 1):
                         with runtime.autocast(device, precision):
                             loss_sum, count = forward(batch)
+                        if in_backward:  # one micro-batch: its count is the update's
+                            in_backward.factor = batches.batch_size / max(1, int(count))
                         # A constant divisor keeps fp16 in range; the true one follows below.
                         scaler.scale(loss_sum / batches.batch_size).backward()
                     totals += torch.stack([loss_sum.detach(), count, _tokens(batch)]).double()
@@ -190,7 +203,10 @@ def train(
                 scaler.unscale_(optimizer)
                 # DDP and FSDP averaged over ranks: undo that, and divide by the count of all.
                 scale = batches.batch_size * here.size / count
-                norm = scale * float(optim.gradient_norm(trainable))
+                if in_backward:
+                    norm = in_backward.norm()
+                else:
+                    norm = scale * float(optim.gradient_norm(trainable))
                 if not (math.isfinite(loss_sum) and math.isfinite(norm)):
                     if scaler.get_scale() <= SMALLEST_LOSS_SCALE:
                         raise _not_finite(progress.step, batches, loss_sum / count, norm, config)
@@ -199,16 +215,6 @@ def train(
                 for p in trainable:
                     if p.grad is not None:
                         p.grad.mul_(scale)
-                rate = optim.learning_rate(
-                    progress.step,
-                    peak=config.learning_rate,
-                    warmup_steps=config.warmup_steps,
-                    total_steps=config.steps,
-                    minimum_ratio=config.min_learning_rate_ratio,
-                    schedule=config.schedule,
-                )
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
                 scaler.step(optimizer)  # skipped when fp16 gradients overflowed
                 scaler.update()
                 optimizer.zero_grad(set_to_none=True)
@@ -254,11 +260,35 @@ def train(
             optimizer.zero_grad(set_to_none=True)
         finally:
             folder.close()
+            if in_backward:
+                in_backward.remove()
         if config.restore_best and folder.best_weights is not None:
             checkpoint.load_model(model, folder.best_weights)
         model.eval()
         result.steps, result.best, result.seconds = progress.step, progress.best, progress.elapsed
         return result
+
+
+def _step_in_backward(
+    optimizer: torch.optim.Optimizer,
+    batches: Batches,
+    config: TrainConfig,
+    precision: str,
+    here: runtime.World,
+) -> optim.StepInBackward | None:
+    if not config.step_in_backward:
+        return None
+    refused = "step_in_backward uses each gradient up during the backward pass, so it cannot"
+    if (config.micro_batch_size or batches.batch_size) < batches.batch_size:
+        raise LabError(
+            f"{refused} add up micro-batches of {config.micro_batch_size} to a batch of "
+            f"{batches.batch_size}: leave micro_batch_size out, or lower the batch size"
+        )
+    if precision == "fp16":
+        raise LabError(f"{refused} skip an update that overflows in fp16: choose bf16 or fp32")
+    if here.size > 1:
+        raise LabError(f"{refused} add up gradients of {here.size} ranks: leave it off, or use one")
+    return optim.StepInBackward(optimizer)
 
 
 def _due(step: int, every: int) -> bool:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from labkit import accounting
+from labkit.accounting import counts
 from labkit.encoder_decoder import EncoderDecoder
 from labkit.errors import LabError
 from labkit.interop import to_huggingface
@@ -198,4 +199,4 @@ def test_what_cannot_be_predicted_is_named():
 
 
 def test_doctests():
-    assert doctest.testmod(accounting).failed == 0
+    assert doctest.testmod(counts).failed == 0

@@ -328,9 +328,10 @@ def test_bench_passes_its_options_on(monkeypatch):
     from labkit import bench
 
     seen = []
-    monkeypatch.setattr(bench, "main", lambda json, quick: seen.append((json, quick)))
+    monkeypatch.setattr(bench, "main", lambda json, quick, only: seen.append((json, quick, only)))
     assert here("bench", "--json", "--quick") == 0
-    assert seen == [(True, True)]
+    assert here("bench", "--only", *bench.PARTS) == 0
+    assert seen == [(True, True, ()), (False, False, bench.PARTS)]
 
 
 def test_lab_opens_jupyterlab_on_localhost_with_its_token(monkeypatch, tmp_path):

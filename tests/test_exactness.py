@@ -7,9 +7,12 @@ KV-cached generation = uncached, left padding included            same tokens, l
 GPT-2, Llama, BERT, BART shapes = transformers, both directions   assert_close, fp32 defaults
 MiniLM's real weights = transformers                              assert_close, fp32 defaults
 activation checkpointing on = off, dropout on                     torch.equal gradients
+step in backward = the ordinary step, clipping off                torch.equal weights
 resume after any step, killed mid-accumulation, dropout on        torch.equal weights
 two runs with one seed                                            torch.equal weights
+a mixture of sources resumed = never stopped, every prefix dealt  torch.equal; within 1 example
 accumulation over ragged masks = one large batch                  1e-6 relative
+masked pretraining: accumulated = one batch, resumed = never stopped   1e-6, torch.equal
 two gloo processes (DDP; FSDP) = one                              1e-6 relative
 chunked cross-entropy = plain, loss and gradients                 1e-6 relative
 fused AdamW = by hand                                             1e-6 relative
@@ -21,23 +24,26 @@ import dataclasses
 import importlib.util
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
-from training import config, ragged_batches, tiny_model, weights
+from training import PROBLEMS, VOCAB, config, ragged_batches, tiny_model, weights
 
 from labkit import attention as att
 from labkit import bpe, checkpoint, corpora, losses, optim, runtime, updates
-from labkit.batches import Batches, Windows
+from labkit.batches import Batches, MaskTokens, Pad, Windows
 from labkit.encoder_decoder import EncoderDecoder
 from labkit.generate import left_pad, stream
 from labkit.interop import from_huggingface, load_pretrained, save_pretrained, to_huggingface
+from labkit.mixing import Mixture
 from labkit.objectives import causal_lm
 from labkit.tokenizers import SPECIAL_TOKENS, from_merges, train_bpe
 from labkit.train import train
@@ -411,10 +417,89 @@ def test_resume_has_teeth(tmp_path, forgotten, monkeypatch):
     assert not same(resumed, whole)
 
 
+def wider(**changes):
+    """A run whose matrices are large enough to be quantised by adamw8bit."""
+    model = tiny_model(dropout=0.2, d_model=64)
+    train(model, causal_lm, ragged_batches(), config(**changes))
+    return model
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "adamw8bit"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_step_in_backward_equals_the_ordinary_step(optimizer, precision, monkeypatch):
+    settings = {"optimizer": optimizer, "precision": precision, "grad_clip": 0.0}
+    ordinary = wider(**settings)
+    assert same(wider(step_in_backward=True, **settings), ordinary)
+    clipped = wider(**{**settings, "grad_clip": 0.05})
+    assert not same(clipped, ordinary), "clipping by the global norm is what it cannot do"
+
+    class Undivided(optim.StepInBackward):
+        """Forgets to divide by the count of valid targets."""
+
+        factor = property(lambda self: 1.0, lambda self, value: None)  # pyright: ignore
+
+    monkeypatch.setattr(optim, "StepInBackward", Undivided)
+    assert not same(wider(step_in_backward=True, **settings), ordinary)
+
+
+def test_eight_bit_moments_resume_to_the_bit(tmp_path):
+    settings = {"optimizer": "adamw8bit", "steps": 6}
+    expected = wider(**settings)
+    wider(**settings, out=tmp_path, save_every=2, keep=9)
+    for step in (4, 6):
+        shutil.rmtree(tmp_path / "checkpoints" / f"step-{step:08d}")
+    assert same(wider(**settings, out=tmp_path, save_every=2, keep=9, resume=True), expected)
+
+
 def test_two_runs_with_one_seed_are_equal_and_another_seed_is_not():
     first, second, other = run()[0], run()[0], run(seed=1)[0]
     assert same(first, second)
     assert not same(first, other)
+
+
+SHARES = {"a": 0.55, "b": 0.3, "c": 0.15}
+
+
+class Drawn(Mixture):
+    """Common mistake: sources drawn from a generator that lives in the process, not in the step."""
+
+    def indices(self, step):
+        self.generator = getattr(self, "generator", torch.Generator().manual_seed(self.seed))
+        return torch.randint(len(self.examples), (8,), generator=self.generator).tolist()
+
+
+def mixed_batches(kind=Mixture):
+    examples = ragged_batches().examples
+    sources = {"a": examples[:23], "b": examples[23:30], "c": examples[30:]}
+    return kind(sources, SHARES, 8, Pad(0), seed=0)
+
+
+@pytest.mark.parametrize("kind", [Mixture, Drawn])
+def test_a_mixture_resumed_is_a_mixture_never_stopped(tmp_path, kind):
+    def run_mixed(objective=causal_lm, **changes):
+        model = tiny_model(dropout=0.2)
+        train(model, objective, mixed_batches(kind), config(**changes))
+        return model
+
+    settings = {"micro_batch_size": 4, "save_every": 1, "steps": 6}  # 2 micro-batches an update
+    whole = run_mixed(**settings)
+    with pytest.raises(Killed):
+        run_mixed(out=tmp_path, objective=killer(7), **settings)
+    resumed = run_mixed(out=tmp_path, resume=True, **settings)
+    assert same(resumed, whole) == (kind is Mixture), "a draw with a state must be noticed"
+
+
+def test_a_mixture_is_within_one_example_of_its_shares_after_every_prefix():
+    def furthest(names):
+        counts = torch.stack([torch.tensor([n == k for n in names]) for k in SHARES], 1).cumsum(0)
+        expected = torch.arange(1, len(names) + 1)[:, None] * torch.tensor(list(SHARES.values()))
+        return float((counts - expected).abs().max())
+
+    batches = mixed_batches()
+    assert furthest([batches.place(i)[0] for i in range(3000)]) < 1
+    weights_K = torch.tensor(list(SHARES.values()))
+    drawn = torch.multinomial(weights_K, 3000, True, generator=torch.Generator().manual_seed(0))
+    assert furthest(["abc"[k] for k in drawn]) > 5
 
 
 def relative_error(got, expected) -> float:
@@ -431,6 +516,73 @@ def update_gradients(parts, mean_of_means=False):
         (loss / count / len(parts) if mean_of_means else loss).backward()
         total += int(count)
     return [p.grad if mean_of_means else p.grad / total for p in model.parameters()]
+
+
+def masked_batches(kind: str) -> Batches:
+    """Windows masked by place in the stream, or, the common mistake, by a generator of the process.
+
+    A generator of the process moves on with every call: what it masks depends on the history.
+    """
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(VOCAB - 2, (900,), generator=generator).numpy()
+    mask = MaskTokens(VOCAB - 1, VOCAB, special_ids=(VOCAB - 2,))
+    process = np.random.default_rng(0)
+    corrupt = mask if kind == "place" else lambda example, _: mask(example, process)
+    return Batches(Windows(tokens, 16), 8, corrupt=corrupt)
+
+
+def run_masked(kind="place", batches=None, objective=causal_lm, **changes):
+    model = tiny_model(dropout=0.2, kind="encoder")
+    result = train(model, objective, batches or masked_batches(kind), config(**changes))
+    return model, result
+
+
+@pytest.mark.parametrize("kind", ["place", "process"])
+def test_masked_pretraining_resumes_to_the_bit(tmp_path, kind):
+    settings = {"micro_batch_size": 4, "save_every": 1, "steps": 10}  # 7 updates an epoch
+    whole, _ = run_masked(kind, **settings)
+    with pytest.raises(Killed):
+        run_masked(kind, objective=killer(15), out=tmp_path, **settings)
+    resumed, _ = run_masked(kind, out=tmp_path, resume=True, **settings)
+    assert same(resumed, whole) == (kind == "place")
+
+
+@pytest.mark.parametrize("kind", ["place", "process"])
+def test_masks_do_not_depend_on_the_cut_into_micro_batches_or_ranks(kind):
+    def masked(step, micro=None, world=1):
+        data = masked_batches(kind)
+        parts = [data.micro_batches(step, micro, rank, world) for rank in range(world)]
+        rows = [row for part in parts for b in part for row in b["input_ids"].tolist()]
+        return sorted(rows)
+
+    whole = masked(3)
+    assert masked(3, micro=2) == whole, "the same calls in the same order"
+    assert (masked(3, micro=2, world=2) == whole) == (kind == "place")
+    data = masked_batches(kind)
+    data.micro_batches(2)
+    later = sorted(data.micro_batches(3)[0]["input_ids"].tolist())
+    assert (later == whole) == (kind == "place"), "what was drawn before must not matter"
+
+
+def test_masked_accumulation_equals_one_large_batch():
+    changes = {"steps": 4, "weight_decay": 0.0}
+    whole = train(tiny_model(kind="encoder"), causal_lm, masked_batches("place"), config(**changes))
+    parts = train(
+        tiny_model(kind="encoder"), causal_lm, masked_batches("place"),
+        config(**changes, micro_batch_size=3),
+    )  # fmt: skip
+    for one, cut in zip(whole.history, parts.history, strict=True):
+        assert cut.loss == pytest.approx(one.loss, rel=1e-6)
+        assert cut.grad_norm == pytest.approx(one.grad_norm, rel=1e-5)
+
+
+def test_masks_are_new_in_every_epoch():
+    data = masked_batches("place")
+    alone = Batches([data.examples[0]], 1, corrupt=data.corrupt)  # every update is an epoch
+    seen = {tuple(alone.micro_batches(step)[0]["labels"][0].tolist()) for step in range(20)}
+    assert len(seen) > 15
+    asked = [next(iter(alone.evaluation_batches()))["labels"] for _ in range(2)]
+    assert torch.equal(*asked), "every evaluation asks the same questions"
 
 
 def test_accumulation_over_ragged_masks_equals_one_large_batch():
@@ -450,22 +602,28 @@ def free_port() -> int:
 
 
 @pytest.mark.multi
+@pytest.mark.parametrize("kind", PROBLEMS)
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_two_processes_equal_one(tmp_path, parallel):
+def test_two_processes_equal_one(tmp_path, parallel, kind):
     script = str(Path(__file__).with_name("training.py"))
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
     port = ["--master-port", str(free_port())]
-    command = [sys.executable, *launcher, *port, script, parallel, str(tmp_path)]
+    command = [sys.executable, *launcher, *port, script, kind, parallel, str(tmp_path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    one, result = run(dropout=0.0)
+    make, batches = PROBLEMS[kind]
+    one = make(seed=0)
+    result = train(one, causal_lm, batches(), config())
     saved = checkpoint.newest(tmp_path / "run" / "checkpoints")
-    two = tiny_model(seed=1)
+    two = make(seed=1)
     checkpoint.load_model(two, saved.tensors["model"])
     assert relative_error(weights(two).values(), weights(one).values()) < 1e-6
     losses = torch.load(tmp_path / "losses.pt", weights_only=True)["losses"]
     assert losses == pytest.approx([r.loss for r in result.history], rel=1e-6)
+
+
+def test_a_mean_of_the_ranks_means_is_another_gradient():
     halves = [ragged_batches().micro_batches(0, None, rank, 2) for rank in (0, 1)]
     naive = update_gradients([part for half in halves for part in half], mean_of_means=True)
     assert relative_error(naive, update_gradients(ragged_batches().micro_batches(0))) > 1e-2

@@ -37,7 +37,9 @@ def imports(path: Path) -> set[str]:
 def module_files() -> list[tuple[str, Path]]:
     rows = [(p.stem, p) for p in PACKAGE.glob("*.py") if not p.stem.startswith("__")]
     return rows + [
-        (r, p) for r in ("notebook", "bench", "commands") for p in (PACKAGE / r).rglob("*.py")
+        (r, p)
+        for r in ("accounting", "batches", "notebook", "bench", "commands")
+        for p in (PACKAGE / r).rglob("*.py")
     ]
 
 

@@ -1,6 +1,6 @@
 """Small problems that several tests train on; run as a script, one rank of a distributed run.
 
-python -m torch.distributed.run --nproc-per-node 2 tests/training.py PARALLEL OUT
+python -m torch.distributed.run --nproc-per-node 2 tests/training.py KIND PARALLEL OUT
 """
 
 import dataclasses
@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from labkit import runtime
-from labkit.batches import Batches, Pad
+from labkit.batches import Batches, Pad, stack
+from labkit.encoder_decoder import EncoderDecoder
 from labkit.objectives import causal_lm
 from labkit.train import TrainConfig, train
 from labkit.transformer import Transformer, TransformerConfig
@@ -36,6 +37,33 @@ def ragged_batches(batch_size: int = 8, examples: int = 40, seed: int = 0) -> Ba
     return Batches(items, batch_size, Pad(0), seed=seed)
 
 
+def tiny_encoder_decoder(seed: int = 0) -> EncoderDecoder:
+    torch.manual_seed(seed)
+    shape = {"vocab_size": VOCAB, "context_length": 16, "d_model": 16, "num_layers": 2}
+    return EncoderDecoder(TransformerConfig.bart(num_heads=2, d_ff=32, dropout=0.0, **shape))
+
+
+def answered_batches(batch_size: int = 8, examples: int = 40) -> Batches:
+    """Sources with answers of which every other one counts three targets instead of ten."""
+    generator = torch.Generator().manual_seed(0)
+    items = []
+    for i in range(examples):
+        source = torch.randint(VOCAB, (12,), generator=generator)
+        labels = source.flip(0)[:10].clone()
+        given = torch.cat((torch.zeros(1, dtype=torch.long), labels[:-1]))
+        if i % 2:
+            labels[3:] = -100
+        items.append({"input_ids": source, "decoder_input_ids": given, "labels": labels})
+    return Batches(items, batch_size, stack)
+
+
+#: What two processes train: a model and its batches.
+PROBLEMS = {
+    "decoder": (tiny_model, ragged_batches),
+    "encoder_decoder": (tiny_encoder_decoder, answered_batches),
+}
+
+
 def config(**changes) -> TrainConfig:
     base = {"steps": 6, "learning_rate": 3e-3, "warmup_steps": 2, "precision": "fp32"}
     return TrainConfig(**{**base, **changes})
@@ -46,12 +74,13 @@ def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def main() -> None:
-    parallel, out = sys.argv[1], Path(sys.argv[2])
+    kind, parallel, out = sys.argv[1], sys.argv[2], Path(sys.argv[3])
     torch.set_num_threads(1)
+    make, batches = PROBLEMS[kind]
     with runtime.distributed() as here:
-        model = tiny_model(seed=0)
+        model = make(seed=0)
         settings = config(parallel=parallel, out=out / "run", save_every=3, micro_batch_size=2)
-        result = train(model, causal_lm, ragged_batches(), settings, validation=ragged_batches())
+        result = train(model, causal_lm, batches(), settings, validation=batches())
         if here.rank == 0:
             torch.save({"losses": [r.loss for r in result.history]}, out / "losses.pt")
 

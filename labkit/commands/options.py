@@ -19,11 +19,13 @@ from labkit.errors import LabError
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda"]
+BenchPart = Literal["pretraining", "finetuning", "generation", "memory", "overhead", "quality"]
 T = TypeVar("T")
 
 #: Fields that may change when a run is resumed: they do not change what is learned.
 FREE_ON_RESUME = {
     "out", "resume", "micro_batch_size", "device", "compile", "parallel", "save_every", "keep",
+    "step_in_backward",
 }  # fmt: skip
 
 
@@ -83,8 +85,9 @@ class Pretrain:
     """Tokens per update over all processes, a multiple of context_length."""
     steps: int = 1000
     """Updates in the whole run, at least 1."""
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    """adamw, or muon for the matrices of the blocks (AdamW for the rest): often learns faster."""
+    optimizer: Literal["adamw", "muon", "adamw8bit"] = "adamw"
+    """adamw; muon for the matrices of the blocks (AdamW for the rest): often learns faster; or
+    adamw8bit, whose moments take a byte each."""
     learning_rate: float = 1e-3
     """Peak rate, above 0; continuing a pretrained model wants less (1e-4)."""
     warmup_steps: int | None = None
@@ -103,6 +106,9 @@ class Pretrain:
     """Newest checkpoints to keep, at least 1."""
     micro_batch_size: int | None = None
     """Windows at a time on one process, at least 1 (never changes the result); None: all."""
+    step_in_backward: bool = False
+    """Free each gradient as soon as its parameter is updated (never changes the result); wants
+    --grad-clip 0, no micro-batches, one process, and not fp16."""
     seed: int = 0
     """Of weights, data order and dropout, 0 to 2^32 - 1."""
     precision: Precision = "auto"
@@ -149,6 +155,8 @@ class Finetune:
     """Train every parameter, or only the task's own layer."""
     epochs: float = 3.0
     """Passes over the training examples, above 0."""
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    """adamw, or adamw8bit, whose moments take a byte each."""
     batch_size: int = 32
     """Examples per update over all processes, at least 1."""
     max_length: int = 128
@@ -169,6 +177,9 @@ class Finetune:
     """Newest checkpoints to keep, at least 1."""
     micro_batch_size: int | None = None
     """Examples at a time on one process, at least 1 (never changes the result); None: all."""
+    step_in_backward: bool = False
+    """Free each gradient as soon as its parameter is updated (never changes the result); wants
+    --grad-clip 0, no micro-batches, one process, and not fp16."""
     seed: int = 0
     """Of the new layer, data order and dropout, 0 to 2^32 - 1."""
     precision: Precision = "auto"
@@ -241,6 +252,8 @@ class Bench:
     """Print one JSON object."""
     quick: bool = False
     """Small models and few repeats, to see that it runs; the figures mean little."""
+    only: tuple[BenchPart, ...] = ()
+    """What to measure; nothing given: all but quality, which trains for half an hour."""
 
 
 @dataclass(frozen=True)

@@ -302,14 +302,13 @@ def bars(
         value, *interval = values[name] if isinstance(values[name], tuple) else (values[name],)
         shade = (colours or {}).get(name) or ROLES.get(name.lower(), BLUE)
         ax.barh(index, value, color=shade, height=0.62)
-        edge = value
         if interval:
-            low, high = interval
-            ax.plot([low, high], [index, index], color=BLACK, linewidth=1.6)
-            edge = max(value, high)
+            ax.plot(interval, [index, index], color=BLACK, linewidth=1.6)
+        left = value < 0
+        edge = min([value, *interval]) if left else max([value, *interval])
         ax.annotate(
-            f"{value:.{digits}f}", (edge, index), xytext=(5, 0), textcoords="offset points",
-            va="center", fontsize=9.5,
+            f"{value:.{digits}f}", (edge, index), xytext=(-5 if left else 5, 0),
+            textcoords="offset points", ha="right" if left else "left", va="center", fontsize=9.5,
         )  # fmt: skip
     for name, level in (references or {}).items():
         ax.axvline(level, color=ROLES.get(name.lower(), GREY), linestyle="--", linewidth=1.2)

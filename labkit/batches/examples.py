@@ -1,0 +1,164 @@
+"""From tokens to examples, and from examples to a batch: windows, packing, padding.
+
+Legend: B examples, T positions.
+
+Sources: Brown et al. 2020, arXiv:2005.14165 (windows over a token stream); Krell et al. 2021,
+arXiv:2107.02027 (packing without cross-contamination).
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from labkit.batches.types import IGNORE_INDEX, Batch, Example
+from labkit.errors import LabError
+
+
+class Windows:
+    """Consecutive windows over a token stream; inputs and targets are the stream one apart.
+
+    Item i: input_ids = tokens[i T : i T + T], labels = tokens[i T + 1 : i T + T + 1], both (T,).
+    """
+
+    def __init__(self, tokens: np.ndarray | Sequence[int], context_length: int):
+        """
+        Args:
+            tokens: ids, (number of tokens,), in memory or memory-mapped.
+            context_length: T, at least 1 and less than the number of tokens.
+
+        Raises:
+            LabError: the text is shorter than one context.
+        """
+        self.tokens = np.asarray(tokens) if not isinstance(tokens, np.ndarray) else tokens
+        self.context_length = context_length
+        if context_length < 1 or len(self.tokens) < context_length + 1:
+            raise LabError(
+                f"the text has {len(self.tokens)} tokens, a context of {context_length} needs at "
+                f"least {context_length + 1}: give more text or a shorter context"
+            )
+
+    def __len__(self) -> int:
+        return (len(self.tokens) - 1) // self.context_length
+
+    def __getitem__(self, index: int) -> Example:
+        if not 0 <= index < len(self):
+            raise IndexError(f"window {index} of {len(self)}")
+        start = index * self.context_length
+        chunk = self.tokens[start : start + self.context_length + 1]
+        ids = torch.from_numpy(chunk.astype(np.int64))
+        return {"input_ids": ids[:-1], "labels": ids[1:]}
+
+
+def pack_documents(documents: Sequence[Sequence[int]], context_length: int) -> list[Example]:
+    """Fill contexts with whole documents; attention and targets stay inside each document.
+
+    First fit, in the given order; a document longer than a context is cut into pieces first.
+
+    Args:
+        documents: token ids of each; those with fewer than 2 tokens hold no target and are skipped.
+        context_length: T, at least 1.
+
+    Returns:
+        Items with `input_ids, labels, position_ids, document_ids`, each (T,). Positions restart in
+        each document, document ids count from 0; the padded tail has id -1 and labels -100.
+    """
+    bins: list[list[Sequence[int]]] = []
+    room: list[int] = []
+    for document in documents:
+        for start in range(0, len(document) - 1, context_length):
+            piece = document[start : start + context_length + 1]  # inputs plus the last target
+            needed = len(piece) - 1
+            i = next((i for i, free in enumerate(room) if free >= needed), len(bins))
+            if i == len(bins):
+                bins.append([])
+                room.append(context_length)
+            bins[i].append(piece)
+            room[i] -= needed
+    return [_packed_item(pieces, context_length) for pieces in bins]
+
+
+def _packed_item(pieces: list[Sequence[int]], context_length: int) -> Example:
+    item = {
+        "input_ids": torch.zeros(context_length, dtype=torch.long),
+        "labels": torch.full((context_length,), IGNORE_INDEX),
+        "position_ids": torch.zeros(context_length, dtype=torch.long),
+        "document_ids": torch.full((context_length,), -1),
+    }
+    start = 0
+    for number, piece in enumerate(pieces):
+        ids = torch.as_tensor(piece)
+        place = slice(start, start + len(ids) - 1)
+        item["input_ids"][place] = ids[:-1]
+        item["labels"][place] = ids[1:]
+        item["position_ids"][place] = torch.arange(len(ids) - 1)
+        item["document_ids"][place] = number
+        start += len(ids) - 1
+    return item
+
+
+def instruction_example(
+    prompt_ids: Sequence[int], answer_ids: Sequence[int], end_id: int
+) -> Example:
+    """One prompt and its answer; the loss counts the answer and the end token only.
+
+    Returns:
+        `input_ids` and `labels`, both (len(prompt) + len(answer),); labels are -100 over the
+        prompt, except that its last position predicts the first token of the answer.
+
+    Raises:
+        LabError: the prompt or the answer is empty.
+    """
+    if not len(prompt_ids) or not len(answer_ids):
+        raise LabError(
+            f"prompt of {len(prompt_ids)} and answer of {len(answer_ids)} tokens: both need at "
+            "least 1, or there is nothing to condition on or nothing to learn"
+        )
+    ids = torch.as_tensor([*prompt_ids, *answer_ids, end_id])
+    labels = ids[1:].clone()
+    labels[: len(prompt_ids) - 1] = IGNORE_INDEX
+    return {"input_ids": ids[:-1], "labels": labels}
+
+
+def stack(examples: Sequence[Example]) -> Batch:
+    """Stack examples of one length: each (T,) becomes (B, T)."""
+    return {key: torch.stack([e[key] for e in examples]) for key in examples[0]}
+
+
+class Pad:
+    """Collator: pad a batch to its own longest example, rounded up.
+
+    Returns `input_ids` (B, T), `attention_mask` (B, T, 1 = real) and every other key of the
+    examples: (B,) when each holds one number, such as a class, else padded to its own longest;
+    `labels` with -100, `token_type_ids` with 0, `decoder_input_ids` with `pad_id`.
+    """
+
+    def __init__(self, pad_id: int, multiple: int = 8):
+        """
+        Args:
+            pad_id: the id written into padding.
+            multiple: T is rounded up to a multiple of it (matmul kernels like round shapes).
+        """
+        self.pad_id, self.multiple = pad_id, multiple
+
+    def __call__(self, examples: Sequence[Example]) -> Batch:
+        fill = {"labels": IGNORE_INDEX, "token_type_ids": 0}
+        batch = {"input_ids": self._padded(examples, "input_ids", self.pad_id)}
+        lengths = torch.tensor([len(e["input_ids"]) for e in examples])
+        columns = torch.arange(batch["input_ids"].shape[1])
+        batch["attention_mask"] = (columns < lengths.unsqueeze(1)).long()
+        for key in [key for key in examples[0] if key not in batch]:
+            if torch.as_tensor(examples[0][key]).ndim == 0:
+                batch[key] = torch.stack([torch.as_tensor(e[key]) for e in examples])
+            else:
+                batch[key] = self._padded(examples, key, fill.get(key, self.pad_id))
+        return batch
+
+    def _padded(self, examples: Sequence[Example], key: str, value: int) -> Tensor:
+        longest = max(len(e[key]) for e in examples)
+        length = -(-longest // self.multiple) * self.multiple
+        rows = torch.full((len(examples), length), value)
+        for row, example in zip(rows, examples, strict=True):
+            row[: len(example[key])] = torch.as_tensor(example[key])
+        return rows
