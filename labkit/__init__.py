@@ -60,6 +60,7 @@ MODULES = (
     "strategies",
     "layout",
     "generate",
+    "listing",
     "course",
     "notebook",
     "bench",

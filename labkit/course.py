@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import labkit
-from labkit import runtime
+from labkit import listing, runtime
 from labkit.errors import LabError
 
 #: Where `labkit.notebook.report` puts a chapter's numbers inside an output.
@@ -381,10 +381,11 @@ def install_cell() -> str:
 
 
 def stamp(root: Path | str | None = None, *, write: bool = True) -> list[Path]:
-    """Write labkit.REPOSITORY and the measured figures into the notebooks and README.md.
+    """Write labkit.REPOSITORY, measured figures and today's sources into notebooks and README.md.
 
     A chapter's card says `<!--time--><!--/time-->` and `<!--memory--><!--/memory-->` where the time
-    and peak memory of its committed run belong.
+    and peak memory of its committed run belong. What a chapter shows of the package is renewed: it
+    is a function of the package alone, as a run would find it.
 
     Args:
         root: the checkout; None takes the one of `notebooks_folder`.
@@ -408,6 +409,11 @@ def stamp(root: Path | str | None = None, *, write: bool = True) -> list[Path]:
             elif cell.cell_type == "markdown":
                 cell.source = _BADGE.sub(lambda _, it=chapter: colab_badge(it), cell.source)
                 cell.source = _measured(cell.source, payload)
+            for output in cell.get("outputs", []):
+                shown = output.get("metadata", {}).get("labkit")
+                if shown:
+                    source = listing.rendered(listing.find(shown["shows"]), shown["docstring"])
+                    output.data.update(source)
         after = nbformat.writes(notebook)
         if after != before:
             changed.append(chapter.path)

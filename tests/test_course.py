@@ -8,7 +8,7 @@ import nbformat
 import pytest
 
 import labkit
-from labkit import course
+from labkit import course, listing
 from labkit.errors import LabError
 
 BADGE = (
@@ -157,3 +157,23 @@ def test_stamp_writes_address_and_figures_everywhere_then_rests(finished, tmp_pa
     assert "| [02 · A title](notebooks/03_attention.ipynb) |" in text
     assert "GB" in text
     assert text.endswith("end\n")
+
+
+def test_stamp_renews_what_a_chapter_shows_of_the_package(finished, tmp_path):
+    path = tmp_path / "notebooks" / "03_attention.ipynb"
+    path.parent.mkdir()
+    shutil.copy(finished[0] / "02_good.ipynb", path)
+    course.stamp(tmp_path)
+    notebook = nbformat.read(path, as_version=4)
+    old = nbformat.v4.new_output(
+        "display_data",
+        data={"text/plain": "# labkit/muon.py, line 7\nold", "text/markdown": "old"},
+        metadata={"labkit": {"shows": "labkit.muon.Muon.step", "docstring": False}},
+    )
+    notebook.cells.append(nbformat.v4.new_code_cell("show(Muon.step)", outputs=[old]))
+    nbformat.write(notebook, path)
+    assert course.stamp(tmp_path) == [path]
+    data = nbformat.read(path, as_version=4).cells[-1].outputs[0].data
+    assert data == listing.rendered(labkit.muon.Muon.step, docstring=False)
+    assert "def step" in data["text/markdown"]
+    assert course.stamp(tmp_path) == []

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from labkit.errors import LabError
+from labkit.listing import without_docstrings
 from labkit.notebook import (
     LiveCurve,
     chat,
@@ -26,7 +27,6 @@ from labkit.notebook import (
 )
 from labkit.notebook.exercises import Exercise, Fresh, Wrong, compare, judge, require
 from labkit.notebook.live import clock, describe, smoothed
-from labkit.notebook.source import without_docstrings
 from labkit.notebook.widgets import WIDGET_MIME
 
 

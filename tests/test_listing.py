@@ -1,0 +1,45 @@
+"""What a chapter shows of the package: found by name, rendered as text."""
+
+import doctest
+import math
+from pathlib import Path
+
+import pytest
+
+from labkit import batches, listing, mixing, train
+from labkit.errors import LabError
+
+
+@pytest.mark.parametrize(
+    "thing", [train.train, mixing.Mixture, mixing.Mixture.place, batches, batches.Pad]
+)
+def test_a_name_leads_back_to_its_thing(thing):
+    assert listing.find(listing.name_of(thing)) is thing
+
+
+def test_things_of_others_and_of_a_notebook_have_no_name():
+    def mine():
+        return 1
+
+    assert listing.name_of(mine) is None
+    assert listing.name_of(math.sqrt) is None
+    assert listing.name_of(pytest) is None
+
+
+def test_the_place_is_where_the_code_stands():
+    text = listing.rendered(mixing.Mixture.place)["text/plain"]
+    place, code = text.split("\n", 1)
+    number = int(place.removeprefix("# labkit/mixing.py, line "))
+    lines = Path(mixing.__file__).read_text().splitlines()
+    assert lines[number - 1].strip() == code.splitlines()[0]
+
+
+def test_a_name_that_is_gone_is_an_error():
+    with pytest.raises(LabError, match=r"labkit.mixing.Mixtures does not exist: correct the"):
+        listing.find("labkit.mixing.Mixtures")
+    with pytest.raises(LabError, match=r"nolab\.x does not exist"):
+        listing.find("nolab.x")
+
+
+def test_examples_in_docstrings():
+    assert doctest.testmod(listing).failed == 0
