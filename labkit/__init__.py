@@ -58,7 +58,7 @@ MODULES = (
     "train",
     "probes",
     "strategies",
-    "layout",
+    "decoding",
     "generate",
     "listing",
     "course",

@@ -14,13 +14,13 @@ from typing import Any, NamedTuple, overload
 import torch
 from torch import Tensor, nn
 
+from labkit.decoding import TokenStep
 from labkit.encoder_decoder import EncoderDecoder
 from labkit.errors import LabError
-from labkit.layout import ColumnMajor
 from labkit.transformer import Transformer
 
-TRANSPOSED_FROM = 32
-"""New tokens from which it pays to copy a labkit model's weights for reading; see `layout`."""
+COPY_FROM = 32
+"""New tokens from which it pays to copy a labkit decoder's weights; see `decoding.TokenStep`."""
 
 
 class Step(NamedTuple):
@@ -193,12 +193,10 @@ def stream(
         if isinstance(model, EncoderDecoder):
             read = _answering_reader(model, prompts, capacity, use_cache)
         else:
-            read = _reader(model, len(prompts), capacity, use_cache)
-        long = max_new_tokens >= TRANSPOSED_FROM and isinstance(model, Transformer | EncoderDecoder)
-        fast = ColumnMajor(model if long else nn.Module())
+            read = _reader(model, len(prompts), capacity, max_new_tokens, use_cache)
         new_BT = ids_BT
         for _ in range(max_new_tokens):
-            with torch.inference_mode(), fast.weights():
+            with torch.inference_mode():
                 logits_BV = read(new_BT, mask_BT)
             logits_BV = logits_BV.clone()  # an ordinary tensor, that a caller may compute with
             if temperature == 0:
@@ -244,29 +242,42 @@ def context_length(model: nn.Module) -> int:
 
 
 def _reader(
-    model: nn.Module, batch_size: int, capacity: int, use_cache: bool
+    model: nn.Module, batch_size: int, capacity: int, new_tokens: int, use_cache: bool
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """A function (new ids, mask of everything so far) -> logits of the last position."""
     if isinstance(model, Transformer):
         if model.config.kind != "decoder" or model.lm_head is None:
             raise LabError("generation needs a decoder with a language-model head")
-        return _labkit_reader(model, batch_size, capacity, use_cache)
+        if use_cache:
+            return _cached_reader(model, batch_size, capacity, new_tokens)
+        return _labkit_reader(model)
     if not hasattr(model, "config"):
         return _plain_reader(model)
     return _transformers_reader(model, use_cache)
 
 
-def _labkit_reader(
-    model: Transformer, batch_size: int, capacity: int, use_cache: bool
+def _cached_reader(
+    model: Transformer, batch_size: int, capacity: int, new_tokens: int
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    cache = model.new_cache(batch_size, capacity) if use_cache else None
+    cache = model.new_cache(batch_size, capacity)
+    step = TokenStep(model, copy=new_tokens >= COPY_FROM)
+
+    def read(new_BT: Tensor, mask_BS: Tensor) -> Tensor:
+        padded = None if bool(mask_BS.all()) else mask_BS
+        if cache.length:
+            return step(new_BT[:, 0], cache, padded)
+        return model(new_BT, attention_mask=padded, cache=cache).logits[:, -1]
+
+    return read
+
+
+def _labkit_reader(model: Transformer) -> Callable[[Tensor, Tensor], Tensor]:
     seen: list[Tensor] = []
 
     def read(new_BT: Tensor, mask_BS: Tensor) -> Tensor:
         seen.append(new_BT)
-        ids = new_BT if cache is not None else torch.cat(seen, dim=1)
         padded = None if bool(mask_BS.all()) else mask_BS
-        return model(ids, attention_mask=padded, cache=cache).logits[:, -1]
+        return model(torch.cat(seen, dim=1), attention_mask=padded).logits[:, -1]
 
     return read
 

@@ -1,0 +1,83 @@
+"""A token step is the model's own forward pass, for every shape, padded or not."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from labkit.decoding import TokenStep
+from labkit.generate import generate, left_pad
+from labkit.transformer import Transformer, TransformerConfig
+
+TINY = {"vocab_size": 53, "context_length": 24, "d_model": 32, "num_layers": 2, "num_heads": 4}
+LLAMA = TransformerConfig.llama(**TINY)
+GPT2 = TransformerConfig.gpt2(**TINY)
+SHAPES = {
+    "llama": LLAMA,
+    "llama_grouped": dataclasses.replace(LLAMA, num_kv_heads=2),
+    "llama_untied": dataclasses.replace(LLAMA, tied_embeddings=False),
+    "gpt2": GPT2,
+    "gpt2_sinusoidal": dataclasses.replace(GPT2, position="sinusoidal"),
+    "post_norm": dataclasses.replace(GPT2, norm_position="post", activation="relu"),
+}
+PROMPTS = [[3, 1, 4, 1, 5, 9, 2], [6, 5, 3]]
+
+
+def model_of(shape):
+    torch.manual_seed(0)
+    model = Transformer(SHAPES[shape])
+    with torch.no_grad():
+        for p in model.parameters():  # biases and norms, too, away from their first values
+            p.add_(torch.randn_like(p) * 0.2)
+    return model.eval()
+
+
+@pytest.mark.parametrize("copy", [True, False])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_step_is_the_forward_pass(shape, copy):
+    model = model_of(shape)
+    step = TokenStep(model, copy)
+    ids, mask = left_pad(PROMPTS)
+    for padding in (mask, None):
+        ours, theirs = model.new_cache(2), model.new_cache(2)
+        seen = padding
+        with torch.no_grad():
+            for cache in (ours, theirs):
+                model(ids, attention_mask=padding, cache=cache)
+            for new in torch.tensor([[7, 8], [9, 10], [50, 52]]):
+                if seen is not None:
+                    seen = torch.cat((seen, torch.ones(2, 1, dtype=torch.long)), 1)
+                expected = model(new[:, None], attention_mask=seen, cache=theirs).logits[:, -1]
+                assert_close(step(new, ours, seen), expected, rtol=1e-5, atol=1e-5)
+        assert ours.length == theirs.length == ids.shape[1] + 3
+
+
+def test_it_keeps_the_weights_that_it_was_built_from_only_where_it_copies():
+    model = model_of("llama")
+    copied, looked = TokenStep(model), TokenStep(model, copy=False)
+    ids = torch.tensor([[1, 2, 3]])
+
+    def logits(step):
+        cache = model.new_cache(1)
+        with torch.no_grad():
+            model(ids, cache=cache)
+        return step(torch.tensor([4]), cache)
+
+    before = logits(copied)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(2.0)
+    assert not torch.equal(logits(looked), before)
+    assert copied.head.w.is_contiguous()
+    assert not looked.head.w.is_contiguous()
+    assert TokenStep(model.bfloat16()).head.w.data_ptr() == model.lm_head.weight.data_ptr()
+
+
+def test_a_long_text_is_that_of_the_plain_loop():
+    model = model_of("llama")
+    ids = [PROMPTS[1][:]]
+    with torch.no_grad():
+        for _ in range(20):
+            ids[0].append(int(model(torch.tensor(ids)).logits[0, -1].argmax()))
+    assert generate(model, PROMPTS[1], 20, temperature=0) == ids[0][3:]
+    assert all(p.requires_grad for p in model.parameters())
