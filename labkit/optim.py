@@ -152,7 +152,8 @@ class StepInBackward:
 
     Exactly the ordinary update, because AdamW treats every number alone. What needs all gradients
     at once is lost: clipping by the global norm, a loss scaler that skips steps, and gradients that
-    add up over micro-batches. One backward pass is one update.
+    add up over micro-batches. One backward pass is one update. A gradient that is not finite has
+    changed the weights by the time a loop can stop: go on from a checkpoint.
 
     Args:
         optimizer: of `build`; not Muon, which steps whole stacks of matrices.

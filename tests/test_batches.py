@@ -124,6 +124,14 @@ def test_padding_is_of_the_batch_and_marked():
     assert batch["labels"].tolist() == [[6, 7, 8, -100], [6, -100, -100, -100]]
 
 
+def test_padding_keeps_the_format_of_what_it_pads():
+    examples = [
+        {"input_ids": torch.tensor([5] * n), "weights": torch.full((n,), 0.5)} for n in (2, 1)
+    ]
+    batch = Pad(pad_id=0, multiple=2)(examples)
+    assert batch["weights"].tolist() == [[0.5, 0.5], [0.5, 0.0]]
+
+
 # --- the order ---
 
 

@@ -214,6 +214,15 @@ def test_table_formats_aligns_and_marks_the_best():
         table([{"a": 1}], best={"b": "max"})
 
 
+def test_the_number_of_a_bar_stands_beyond_its_end_on_its_own_side():
+    fig = plots.bars({"more": (2.0, 1.5, 2.5), "less": (-1.0, -1.25, -0.5)}, digits=2)
+    numbers = {t.get_text(): t for t in fig.axes[0].texts}
+    assert numbers["2.00"].xy[0] == 2.5
+    assert numbers["2.00"].get_horizontalalignment() == "left"
+    assert numbers["-1.00"].xy[0] == -1.25
+    assert numbers["-1.00"].get_horizontalalignment() == "right"
+
+
 # --- source ------------------------------------------------------------------------------------
 
 

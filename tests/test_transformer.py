@@ -88,6 +88,17 @@ def test_rmsnorm_is_torchs_with_its_gradients():
         assert_close(norm(x), plain)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("gradients", [True, False])
+def test_rmsnorm_of_a_16_bit_product_computes_in_the_format_of_its_weight(gradients):
+    norm = RMSNorm(24, eps=1e-5)
+    x = torch.randn(3, 24).bfloat16().requires_grad_(gradients)
+    with torch.set_grad_enabled(gradients):
+        y = norm(x)
+    assert y.dtype == torch.float32
+    assert_close(y, norm(x.float()))
+
+
 @pytest.mark.parametrize("config", [GPT2, LLAMA], ids=["gpt2", "llama"])
 def test_a_decoder_never_sees_the_future(config):
     model = Transformer(config).eval()

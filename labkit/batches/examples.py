@@ -158,7 +158,8 @@ class Pad:
     def _padded(self, examples: Sequence[Example], key: str, value: int) -> Tensor:
         longest = max(len(e[key]) for e in examples)
         length = -(-longest // self.multiple) * self.multiple
-        rows = torch.full((len(examples), length), value)
+        kind = torch.as_tensor(examples[0][key]).dtype
+        rows = torch.full((len(examples), length), value, dtype=kind)
         for row, example in zip(rows, examples, strict=True):
             row[: len(example[key])] = torch.as_tensor(example[key])
         return rows
