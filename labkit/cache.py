@@ -48,23 +48,31 @@ class KVCache:
         self.source: dict[int, tuple[Tensor, Tensor]] = {}
         self.length, self.capacity = 0, capacity
 
+    def extended(self, layer: int, new: int) -> tuple[Tensor, Tensor]:
+        """A layer's keys and values (B, G, length+T, K), of which the last T are to be written.
+
+        Raises:
+            LabError: T new positions do not fit.
+        """
+        end = self.length + new
+        if end > self.capacity:
+            raise LabError(
+                f"the cache holds {self.capacity} positions and {end} are asked for;"
+                " make a larger cache or generate fewer tokens"
+            )
+        return self.keys[layer].narrow(2, 0, end), self.values[layer].narrow(2, 0, end)
+
     def append(self, layer: int, k_BGTK: Tensor, v_BGTK: Tensor) -> tuple[Tensor, Tensor]:
         """Store T new positions of a layer; return its keys and values so far (B, G, length+T, K).
 
         Raises:
             LabError: The new positions do not fit.
         """
-        start, new = self.length, k_BGTK.shape[2]
-        end = start + new
-        if end > self.capacity:
-            raise LabError(
-                f"the cache holds {self.capacity} positions and {end} are asked for;"
-                " make a larger cache or generate fewer tokens"
-            )
-        keys, values = self.keys[layer], self.values[layer]
-        keys.narrow(2, start, new).copy_(k_BGTK)
-        values.narrow(2, start, new).copy_(v_BGTK)
-        return keys.narrow(2, 0, end), values.narrow(2, 0, end)
+        new = k_BGTK.shape[2]
+        keys, values = self.extended(layer, new)
+        keys.narrow(2, self.length, new).copy_(k_BGTK)
+        values.narrow(2, self.length, new).copy_(v_BGTK)
+        return keys, values
 
     def advance(self, positions: int) -> None:
         """Count T new positions as read, once every layer has appended them."""

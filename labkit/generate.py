@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, overload
 import torch
 from torch import Tensor, nn
 
-from labkit.decoding import TokenStep
+from labkit.decoding import TokenStep, is_plain
 from labkit.encoder_decoder import EncoderDecoder
 from labkit.errors import LabError
 from labkit.transformer import Transformer
@@ -86,6 +86,7 @@ def generate(
     end_id: int | None = ...,
     use_cache: bool = ...,
     start_id: int | None = ...,
+    compile: bool = ...,
 ) -> list[int]: ...
 @overload
 def generate(
@@ -99,6 +100,7 @@ def generate(
     end_id: int | None = ...,
     use_cache: bool = ...,
     start_id: int | None = ...,
+    compile: bool = ...,
 ) -> list[list[int]]: ...
 def generate(
     model: nn.Module,
@@ -111,6 +113,7 @@ def generate(
     end_id: int | None = None,
     use_cache: bool = True,
     start_id: int | None = None,
+    compile: bool = False,
 ) -> Any:
     """Continue one prompt or many; with an encoder-decoder, answer one source or many.
 
@@ -132,6 +135,8 @@ def generate(
         use_cache: Keep keys and values instead of reading the whole text again for each token; the
             tokens are the same.
         start_id: The token that stood first in decoder_input_ids; an encoder-decoder needs it.
+        compile: Of a labkit decoder with a cache: make one program of a step with torch.compile
+            (see `decoding.TokenStep`), for long or many texts: the first takes 10 to 20 s more.
 
     Returns:
         The new ids, without the prompt and without end_id: a list for one prompt, else one list for
@@ -144,7 +149,17 @@ def generate(
     one = not isinstance(ids, Tensor) and len(ids) > 0 and isinstance(ids[0], int)
     prompts: Any = [ids] if one else ids.tolist() if isinstance(ids, Tensor) else ids
     steps = stream(
-        model, prompts, max_new_tokens, temperature, top_k, top_p, seed, end_id, use_cache, start_id
+        model,
+        prompts,
+        max_new_tokens,
+        temperature,
+        top_k,
+        top_p,
+        seed,
+        end_id,
+        use_cache,
+        start_id,
+        compile,
     )
     columns = [step.tokens.tolist() for step in steps]
     answers = [list(row) for row in zip(*columns, strict=True)]
@@ -164,13 +179,19 @@ def stream(
     end_id: int | None = None,
     use_cache: bool = True,
     start_id: int | None = None,
+    compile: bool = False,
 ) -> Iterator[Step]:
     """`generate`, one `Step` at a time, for text that appears as it is written.
 
-    Arguments and errors as in `generate`; stops when every sequence has produced end_id. The
-    weights are those of the first step.
+    Arguments and errors as in `generate`; stops when every sequence has produced end_id. Weights
+    that change while a stream is read may not be noticed.
     """
     _check_sampling(temperature, top_k, top_p)
+    if compile and not (isinstance(model, Transformer) and use_cache):
+        raise LabError(
+            "compile is True, which is for a labkit decoder with use_cache=True: give both, or"
+            " leave it False"
+        )
     context = context_length(model)
     if not 1 <= max_new_tokens < context:
         raise LabError(
@@ -193,7 +214,7 @@ def stream(
         if isinstance(model, EncoderDecoder):
             read = _answering_reader(model, prompts, capacity, use_cache)
         else:
-            read = _reader(model, len(prompts), capacity, max_new_tokens, use_cache)
+            read = _reader(model, len(prompts), capacity, max_new_tokens, use_cache, compile)
         new_BT = ids_BT
         for _ in range(max_new_tokens):
             with torch.inference_mode():
@@ -242,14 +263,19 @@ def context_length(model: nn.Module) -> int:
 
 
 def _reader(
-    model: nn.Module, batch_size: int, capacity: int, new_tokens: int, use_cache: bool
+    model: nn.Module,
+    batch_size: int,
+    capacity: int,
+    new_tokens: int,
+    use_cache: bool,
+    compile: bool,
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """A function (new ids, mask of everything so far) -> logits of the last position."""
     if isinstance(model, Transformer):
         if model.config.kind != "decoder" or model.lm_head is None:
             raise LabError("generation needs a decoder with a language-model head")
         if use_cache:
-            return _cached_reader(model, batch_size, capacity, new_tokens)
+            return _cached_reader(model, batch_size, capacity, new_tokens, compile)
         return _labkit_reader(model)
     if not hasattr(model, "config"):
         return _plain_reader(model)
@@ -257,14 +283,17 @@ def _reader(
 
 
 def _cached_reader(
-    model: Transformer, batch_size: int, capacity: int, new_tokens: int
+    model: Transformer, batch_size: int, capacity: int, new_tokens: int, compile: bool
 ) -> Callable[[Tensor, Tensor], Tensor]:
     cache = model.new_cache(batch_size, capacity)
-    step = TokenStep(model, copy=new_tokens >= COPY_FROM)
+    step = None
+    if compile or is_plain(model):
+        copy = new_tokens >= COPY_FROM and not compile  # a compiled product reads rows as fast
+        step = TokenStep(model, copy, compile)
 
     def read(new_BT: Tensor, mask_BS: Tensor) -> Tensor:
         padded = None if bool(mask_BS.all()) else mask_BS
-        if cache.length:
+        if step is not None and cache.length:
             return step(new_BT[:, 0], cache, padded)
         return model(new_BT, attention_mask=padded, cache=cache).logits[:, -1]
 

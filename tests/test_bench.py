@@ -2,18 +2,22 @@
 
 import dataclasses
 import json
+import math
 
 import pytest
+import torch
 
-from labkit import bench
-from labkit.bench import finetuning, memory
+from labkit import bench, interop
+from labkit.bench import finetuning, memory, quality
 from labkit.errors import LabError
+from labkit.tokenizers import train_bpe
+from labkit.transformer import Transformer
 
 
 @pytest.mark.slow
 def test_a_quick_run_measures_everything(capsys):
     sizes = dataclasses.replace(bench.QUICK, rounds=1, new_tokens=8)
-    report = bench.run(sizes, compiled=False, only=bench.PARTS)
+    report = bench.run(sizes, only=bench.PARTS)
     for values in (
         report.tokens_per_second,
         report.flop_utilisation,
@@ -54,3 +58,21 @@ def test_bucketing_by_length_leaves_less_padding_than_random_batches():
 def test_a_contestant_that_fails_is_named(monkeypatch):
     with pytest.raises(LabError, match=r"measuring 'nobody' ended with exit code 1: .*'nobody'"):
         memory.measure("nobody")
+
+
+def test_bits_per_byte_of_a_model_that_knows_nothing_and_of_one_model_in_two_libraries():
+    texts = ["one two three four five", "six seven eight nine ten eleven"]
+    tokenizer = train_bpe(texts * 3, 280)
+    recipe = dataclasses.replace(quality.smaller(quality.OURS), vocab_size=tokenizer.vocab_size)
+    torch.manual_seed(0)
+    model = Transformer(dataclasses.replace(recipe.config, context_length=8)).eval()
+    ours = quality.held_out(model, tokenizer, texts, 8, "fp32")
+    theirs = quality.held_out(interop.to_huggingface(model), tokenizer, texts, 8, "fp32")
+    assert ours == pytest.approx(theirs, rel=1e-5)
+    torch.nn.init.zeros_(model.embedding.weight)
+    ids = [i for text in texts for i in [*tokenizer.encode(text), tokenizer.end_of_text_id]]
+    read = ids[1 : (len(ids) - 1) // 8 * 8 + 1]
+    size = sum(len(tokenizer.token_bytes(i)) for i in read if i != tokenizer.end_of_text_id)
+    expected = len(read) * math.log2(tokenizer.vocab_size) / size
+    got = quality.held_out(model, tokenizer, texts, 8, "fp32")
+    assert got == pytest.approx(expected, rel=1e-5)

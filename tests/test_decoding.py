@@ -1,12 +1,15 @@
 """A token step is the model's own forward pass, for every shape, padded or not."""
 
 import dataclasses
+import subprocess
+import sys
 
 import pytest
 import torch
 from torch.testing import assert_close
 
-from labkit.decoding import TokenStep
+from labkit.decoding import TokenStep, is_plain
+from labkit.errors import LabError
 from labkit.generate import generate, left_pad
 from labkit.transformer import Transformer, TransformerConfig
 
@@ -68,9 +71,10 @@ def test_it_keeps_the_weights_that_it_was_built_from_only_where_it_copies():
     with torch.no_grad():
         model.lm_head.weight.mul_(2.0)
     assert not torch.equal(logits(looked), before)
-    assert copied.head.w.is_contiguous()
-    assert not looked.head.w.is_contiguous()
-    assert TokenStep(model.bfloat16()).head.w.data_ptr() == model.lm_head.weight.data_ptr()
+    assert copied.decoder.head.w.is_contiguous()
+    assert not looked.decoder.head.w.is_contiguous()
+    same = TokenStep(model.bfloat16()).decoder.head.w
+    assert same.data_ptr() == model.lm_head.weight.data_ptr()
 
 
 def test_a_long_text_is_that_of_the_plain_loop():
@@ -81,3 +85,78 @@ def test_a_long_text_is_that_of_the_plain_loop():
             ids[0].append(int(model(torch.tensor(ids)).logits[0, -1].argmax()))
     assert generate(model, PROMPTS[1], 20, temperature=0) == ids[0][3:]
     assert all(p.requires_grad for p in model.parameters())
+
+
+COMPILED = """
+import dataclasses, sys, torch
+from labkit.generate import generate
+from labkit.transformer import Transformer, TransformerConfig
+
+torch.manual_seed(0)
+tiny = dict(vocab_size=53, context_length=24, d_model=32, num_layers=2, num_heads=4)
+config = {
+    "llama": dataclasses.replace(TransformerConfig.llama(**tiny), num_kv_heads=2),
+    "gpt2": TransformerConfig.gpt2(**tiny),
+}[sys.argv[1]]
+model = Transformer(config)
+with torch.no_grad():
+    for p in model.parameters():
+        p.add_(torch.randn_like(p) * 0.2)
+
+def compare(prompts, new):
+    eager, compiled = (
+        generate(model, prompts, new, temperature=0, compile=compile) for compile in (False, True)
+    )
+    assert compiled == eager, (compiled, eager)
+    return eager
+
+compare([[3, 1, 4, 1, 5, 9, 2], [6, 5, 3]], 6)
+with torch.compiler.set_stance("fail_on_recompile"):
+    compare([[1, 2, 3, 4, 5, 6, 7, 8, 9], [5, 4]], 8)  # another length, other padding
+    before = compare([[1, 2], [3, 4]], 12)  # no padding
+    with torch.no_grad():
+        model.blocks[0].ffn.down.weight.neg_()
+    assert compare([[1, 2], [3, 4]], 12) != before
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", ["llama", "gpt2"])
+def test_a_compiled_step_writes_the_same_and_is_compiled_once(shape):
+    # In its own process: the tests' shape checks would break the graph.
+    command = [sys.executable, "-c", COMPILED, shape]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+class Adapted(torch.nn.Linear):
+    """Stands for an adapter: the base weight and something more."""
+
+    def forward(self, x):
+        return super().forward(x) + 0.5 * x
+
+
+def test_a_replaced_layer_is_not_passed_over():
+    model = model_of("llama")
+    assert is_plain(model)
+    base = generate(model, PROMPTS[0], 10, temperature=0)
+    old = model.blocks[1].attention.out
+    model.blocks[1].attention.out = Adapted(*old.weight.shape, bias=False)
+    model.blocks[1].attention.out.load_state_dict(old.state_dict())
+    adapted = generate(model, PROMPTS[0], 10, temperature=0)
+    assert adapted == generate(model, PROMPTS[0], 10, temperature=0, use_cache=False)
+    assert adapted != base
+    with pytest.raises(LabError, match="call the model itself"):
+        TokenStep(model)
+    with pytest.raises(LabError, match="call the model itself"):
+        generate(model, PROMPTS[0], 10, compile=True)
+
+
+def test_a_hook_hears_every_token():
+    model = model_of("llama")
+    heard = []
+    handle = model.blocks[0].ffn.register_forward_hook(lambda m, x, y: heard.append(y.shape[1]))
+    generate(model, PROMPTS[0], 5, temperature=0)
+    assert heard == [7, 1, 1, 1, 1]
+    handle.remove()
+    assert is_plain(model)

@@ -123,3 +123,18 @@ def test_an_encoder_cannot_write():
     encoder = Transformer(TransformerConfig.bert(**tiny))
     with pytest.raises(LabError, match="decoder"):
         generate(encoder, [1], 2)
+
+
+def test_only_a_labkit_decoder_with_a_cache_is_compiled(model):
+    with pytest.raises(LabError, match="use_cache=True"):
+        generate(model, [1], 2, use_cache=False, compile=True)
+    with pytest.raises(LabError, match="labkit decoder"):
+        generate(to_huggingface(model), [1], 2, compile=True)
+
+
+def test_a_caller_may_train_on_what_a_stream_gives(model):
+    weight = torch.ones(1, requires_grad=True)
+    for step in stream(model, [[1, 2, 3]], 3, temperature=0):
+        (step.logits * weight).sum().backward()
+        assert model.embedding(step.tokens).requires_grad
+    assert torch.isfinite(weight.grad).all()

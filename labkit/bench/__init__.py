@@ -48,10 +48,9 @@ class Sizes:
     """What is trained for equal minutes."""
     seconds: float = 240
     """Of training for each recipe."""
+    compiled: bool = True
+    """Also time labkit under torch.compile (needs a C++ compiler)."""
 
-
-#: Everything that can be measured; the last takes half an hour and must be asked for.
-PARTS = ("pretraining", "finetuning", "generation", "memory", "overhead", "quality")
 
 FULL = Sizes(pretraining.FULL, finetuning.FULL, new_tokens=128, rounds=3)
 QUICK = Sizes(
@@ -62,6 +61,7 @@ QUICK = Sizes(
     smaller_memory=True,
     recipes=tuple(quality.smaller(recipe) for recipe in (quality.RIVAL, quality.OURS)),
     seconds=2,
+    compiled=False,
 )
 
 
@@ -72,8 +72,6 @@ class Report:
     machine: dict[str, Any]
     model: dict[str, Any]
     """Of pretraining and generation."""
-    half: str
-    """The 16-bit format of this machine, or fp32: of everything but generation."""
     tokens_per_second: dict[str, float] = field(default_factory=dict)
     """Pretraining: median over all timed updates, by contestant."""
     flop_utilisation: dict[str, float] = field(default_factory=dict)
@@ -113,7 +111,7 @@ def _interleaved(
     return {name: float(np.median(values)) for name, values in seconds.items()}
 
 
-def _pretraining(report: Report, sizes: Sizes, half: str, compiled: bool) -> None:
+def _pretraining(report: Report, sizes: Sizes, half: str) -> None:
     problem, device = sizes.pretraining, runtime.pick_device()
     rates: dict[str, list[float]] = {"fp32": [], half: []}
 
@@ -121,7 +119,7 @@ def _pretraining(report: Report, sizes: Sizes, half: str, compiled: bool) -> Non
         for precision, values in rates.items():
             values.append(runtime.matmul_rate(runtime.DTYPES[precision], device))
 
-    entries = pretraining.contestants(problem, half, compiled)
+    entries = pretraining.contestants(problem, half, sizes.compiled)
     seconds = _interleaved(entries, sizes.rounds, measure_products)
     speed = {name: problem.tokens / s for name, s in seconds.items()}
     peaks = {precision: float(np.median(values)) for precision, values in rates.items()}
@@ -142,7 +140,7 @@ def _pretraining(report: Report, sizes: Sizes, half: str, compiled: bool) -> Non
     }
 
 
-def _finetuning(report: Report, sizes: Sizes, half: str, compiled: bool) -> None:
+def _finetuning(report: Report, sizes: Sizes, half: str) -> None:
     seconds = _interleaved(finetuning.contestants(sizes.finetuning, half), sizes.rounds)
     speed = {name: sizes.finetuning.articles / s for name, s in seconds.items()}
     report.examples_per_second = speed
@@ -152,17 +150,18 @@ def _finetuning(report: Report, sizes: Sizes, half: str, compiled: bool) -> None
     )
 
 
-def _generation(report: Report, sizes: Sizes, half: str, compiled: bool) -> None:
-    entries = generation.contestants(sizes.pretraining, sizes.new_tokens)
+def _generation(report: Report, sizes: Sizes, half: str) -> None:
+    entries = generation.contestants(sizes.pretraining, sizes.new_tokens, half, sizes.compiled)
     seconds = _interleaved(entries, sizes.rounds)
     report.generated_per_second = {name: 1 / s for name, s in seconds.items()}
     for name, s in seconds.items():
-        if name.startswith("labkit"):
-            rival = name.replace("labkit", "transformers")
-            report.ratios[f"generation: {name} / transformers"] = seconds[rival] / s
+        contestant, problem = name.split(", ", 1)
+        if contestant != "transformers":
+            rival = seconds[f"transformers, {problem}"]
+            report.ratios[f"generation: {name} / transformers"] = rival / s
 
 
-def _memory(report: Report, sizes: Sizes, half: str, compiled: bool) -> None:
+def _memory(report: Report, sizes: Sizes, half: str) -> None:
     for name in memory.CONTESTANTS:
         found = memory.measure(name, sizes.smaller_memory)
         report.peak_gb[name], report.update_seconds[name] = found["peak_gb"], found["seconds"]
@@ -187,7 +186,7 @@ def _import_seconds(repeats: int) -> dict[str, float]:
     return {"torch": float(torch_seconds), "labkit_adds": float(added)}
 
 
-def _overhead(report: Report, sizes: Sizes, half: str, compiled: bool) -> None:
+def _overhead(report: Report, sizes: Sizes, half: str) -> None:
     from labkit.notebook import LiveCurve
 
     report.import_seconds = _import_seconds(sizes.rounds + 2)
@@ -205,7 +204,7 @@ def _overhead(report: Report, sizes: Sizes, half: str, compiled: bool) -> None:
     report.loading_share = (time.perf_counter() - started) / result.seconds
 
 
-def _quality(report: Report, sizes: Sizes, half: str, compiled: bool) -> None:
+def _quality(report: Report, sizes: Sizes, half: str) -> None:
     for recipe in sizes.recipes:
         found = quality.run(recipe, sizes.seconds, half)
         report.quality[recipe.name] = found._asdict()
@@ -215,7 +214,8 @@ def _quality(report: Report, sizes: Sizes, half: str, compiled: bool) -> None:
     )
 
 
-MEASURES: dict[str, Callable[[Report, Sizes, str, bool], None]] = {
+#: Everything that can be measured; the last takes half an hour and must be asked for.
+MEASURES: dict[str, Callable[[Report, Sizes, str], None]] = {
     "pretraining": _pretraining,
     "finetuning": _finetuning,
     "generation": _generation,
@@ -223,14 +223,14 @@ MEASURES: dict[str, Callable[[Report, Sizes, str, bool], None]] = {
     "overhead": _overhead,
     "quality": _quality,
 }
+PARTS = tuple(MEASURES)
 
 
-def run(sizes: Sizes = FULL, compiled: bool = True, only: Sequence[str] = ()) -> Report:
+def run(sizes: Sizes = FULL, only: Sequence[str] = ()) -> Report:
     """Measure everything that is asked for.
 
     Args:
         sizes: `FULL` for numbers to quote, `QUICK` to see that it runs.
-        compiled: also time labkit under torch.compile (needs a C++ compiler).
         only: some of `PARTS`; none: all but quality.
 
     Raises:
@@ -246,6 +246,7 @@ def run(sizes: Sizes = FULL, compiled: bool = True, only: Sequence[str] = ()) ->
         machine={
             "device": str(device),
             "threads": torch.get_num_threads(),
+            "precision": half,
             "torch": torch.__version__,
         },
         model={
@@ -254,10 +255,9 @@ def run(sizes: Sizes = FULL, compiled: bool = True, only: Sequence[str] = ()) ->
             "d_model": config.d_model,
             "num_layers": config.num_layers,
         },
-        half=half,
     )
     for part in only or PARTS[:-1]:
-        MEASURES[part](report, sizes, half, compiled)
+        MEASURES[part](report, sizes, half)
     return report
 
 
@@ -276,7 +276,7 @@ def _lines(report: Report) -> list[str]:
         for name, rate in report.examples_per_second.items():
             rows.append(f"{name:40}{rate:18.2f}{report.padding[name.split()[0]]:18.1%}")
     if report.generated_per_second:
-        section("generation, fp32", "tokens/s")
+        section("generation", "tokens/s")
         rows += [f"{name:40}{rate:18,.0f}" for name, rate in report.generated_per_second.items()]
     if report.peak_gb:
         section("an update at GPT-2 size", "peak GB", "seconds")
@@ -299,9 +299,7 @@ def _lines(report: Report) -> list[str]:
     return rows
 
 
-def main(
-    json_output: bool = False, quick: bool = False, compiled: bool = True, only: Sequence[str] = ()
-) -> None:
+def main(json_output: bool = False, quick: bool = False, only: Sequence[str] = ()) -> None:
     """Run and print: a table, or with `json_output` one JSON object."""
-    report = run(QUICK if quick else FULL, compiled, only)
+    report = run(QUICK if quick else FULL, only)
     print(json.dumps(asdict(report)) if json_output else "\n".join(_lines(report)))

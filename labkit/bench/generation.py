@@ -1,63 +1,92 @@
 """New tokens per second with a cache of keys and values: labkit and `transformers`' `generate`.
 
-Greedy, fp32, the same weights and prompts; both must write the same tokens.
+Greedy, the same weights and prompts, in fp32 and in the machine's 16-bit format; in fp32 all write
+the same tokens.
 """
 
+import copy
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 
-from labkit import interop
+from labkit import interop, runtime
 from labkit.bench.pretraining import Sizes, decoder
 from labkit.errors import LabError
 from labkit.generate import generate
+from labkit.transformer import Transformer
 
 PROMPT = 32
 
 
 def contestants(
-    sizes: Sizes, new_tokens: int, batch_sizes: tuple[int, ...] = (1, 8)
+    sizes: Sizes, new_tokens: int, half: str, compiled: bool, prompts: tuple[int, ...] = (1, 8)
 ) -> dict[str, Callable[[], list[float]]]:
-    """Name -> a function that writes `new_tokens` after each of B prompts; [seconds a token].
+    """Name -> a function that writes `new_tokens` after each prompt; [seconds a token].
+
+    Args:
+        sizes: the model.
+        new_tokens: written after each prompt.
+        half: the 16-bit format of this machine, or fp32.
+        compiled: also labkit under torch.compile (needs a C++ compiler).
+        prompts: how many at a time.
 
     Raises:
-        LabError: the two write different tokens.
+        LabError: two contestants write different tokens in fp32.
     """
     ours = decoder(sizes).eval()
     theirs = interop.to_huggingface(ours).eval()
     theirs.generation_config.eos_token_id = None
     entries = {}
-    for batch in batch_sizes:
-        ids = np.random.default_rng(0).integers(sizes.config.vocab_size, size=(batch, PROMPT))
-        prompts = torch.from_numpy(ids)
-
-        def labkit(prompts: torch.Tensor = prompts, new: int = new_tokens) -> list[list[int]]:
-            return generate(ours, prompts, new, temperature=0)
-
-        @torch.inference_mode()
-        def transformers(prompts: torch.Tensor = prompts, new: int = new_tokens) -> list[list[int]]:
-            out = theirs.generate(
-                prompts,
-                attention_mask=torch.ones_like(prompts),
-                max_new_tokens=new,
-                do_sample=False,
-                pad_token_id=0,
-            )
-            return out[:, PROMPT:].tolist()
-
-        if labkit(new=8) != transformers(new=8):
-            raise LabError(f"batch {batch}: labkit and transformers write different tokens")
-        entries[f"labkit generate, batch {batch}"] = _timed(labkit, batch * new_tokens)
-        entries[f"transformers generate, batch {batch}"] = _timed(transformers, batch * new_tokens)
+    for precision in dict.fromkeys(("fp32", half)):
+        dtype = runtime.DTYPES[precision]
+        models = copy.deepcopy(ours).to(dtype), copy.deepcopy(theirs).to(dtype)
+        for count in prompts:
+            ids = np.random.default_rng(0).integers(sizes.config.vocab_size, size=(count, PROMPT))
+            writers = _writers(*models, torch.from_numpy(ids), compiled)
+            found = {name: write(8) for name, write in writers.items()}  # compiles, too
+            for name, tokens in found.items():
+                if precision == "fp32" and tokens != found["transformers"]:
+                    raise LabError(f"{count} prompts: {name} writes other tokens than transformers")
+            for name, write in writers.items():
+                entries[f"{name}, {precision}, {count} at a time"] = _timed(
+                    write, new_tokens, count
+                )
     return entries
 
 
-def _timed(write: Callable[[], list[list[int]]], tokens: int) -> Callable[[], list[float]]:
+def _writers(
+    ours: Transformer, theirs: Any, prompts: torch.Tensor, compiled: bool
+) -> dict[str, Callable[[int], list[list[int]]]]:
+    def labkit(new: int) -> list[list[int]]:
+        return generate(ours, prompts, new, temperature=0)
+
+    def labkit_compiled(new: int) -> list[list[int]]:
+        return generate(ours, prompts, new, temperature=0, compile=True)
+
+    @torch.inference_mode()
+    def transformers(new: int) -> list[list[int]]:
+        out = theirs.generate(
+            prompts,
+            attention_mask=torch.ones_like(prompts),
+            max_new_tokens=new,
+            do_sample=False,
+            pad_token_id=0,
+        )
+        return out[:, PROMPT:].tolist()
+
+    writers = {"labkit": labkit, "transformers": transformers}
+    return writers | ({"labkit compiled": labkit_compiled} if compiled else {})
+
+
+def _timed(
+    write: Callable[[int], list[list[int]]], new_tokens: int, count: int
+) -> Callable[[], list[float]]:
     def run() -> list[float]:
         started = time.perf_counter()
-        write()
-        return [(time.perf_counter() - started) / tokens]
+        write(new_tokens)
+        return [(time.perf_counter() - started) / (count * new_tokens)]
 
     return run

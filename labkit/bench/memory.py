@@ -70,6 +70,7 @@ CONTESTANTS: dict[str, Callable[[str, bool], list[float]]] = {
     "labkit": _labkit(),
     "labkit, gradient checkpointing": _labkit(checkpointing=True),
     "labkit, micro-batches of 1": _labkit(micro_batch_size=1),
+    "labkit, both": _labkit(micro_batch_size=1, checkpointing=True),
 }
 
 

@@ -26,7 +26,7 @@ from labkit.tokenizers import Tokenizer, train_bpe
 from labkit.train import mean_loss
 from labkit.transformer import Transformer
 
-CALIBRATION = 4
+CALIBRATION = 12
 """Updates that are timed, after a first one, to learn how many fit."""
 
 
@@ -93,8 +93,9 @@ LADDER = (
     modern := replace(looped, name="+ Llama shape", shape="llama"),
     muon := replace(modern, name="+ Muon", optimizer="muon", learning_rate=1e-2, warmup=0.04),
     larger := replace(muon, name="+ batch of 16", batch_size=16),
+    replace(larger, name="+ torch.compile", compile=True),
 )
-OURS = replace(larger, name="labkit")
+OURS = replace(LADDER[-1], name="labkit")
 
 
 def smaller(recipe: Recipe) -> Recipe:
