@@ -6,11 +6,13 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+# One thread, also in child processes: how a sum is split among threads moves its last bit. The
+# cores are for several tests at a time (-n 2).
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
 
-# One thread, as the child processes have: how a sum is split among threads moves its last bit.
 torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parent.parent
