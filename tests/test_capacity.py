@@ -92,6 +92,12 @@ def test_the_largest_batch_fits_and_the_next_does_not():
     assert largest_batch("Llama-3.1-8B", "T4 (16 GB)", 512) == 0
 
 
+def test_the_reserve_must_fit_too():
+    peak = will_it_fit("GPT-2 (124 M)", 10**12, 4, 512).peak.total
+    assert will_it_fit("GPT-2 (124 M)", peak + capacity.RESERVE, 4, 512).fits
+    assert not will_it_fit("GPT-2 (124 M)", peak + capacity.RESERVE - 1, 4, 512).fits
+
+
 @pytest.mark.parametrize("gpu", GPUS)
 def test_a_gpu_holds_about_what_its_name_says(gpu):
     gigabytes = int(gpu.split("(")[1].split()[0])

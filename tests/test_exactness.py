@@ -153,24 +153,27 @@ def test_sdpa_is_attention_by_hand(kind):
     assert (wrong - by_hand).abs().max() > 1e-2, "scaling by the model width must be noticed"
 
 
+@pytest.mark.parametrize("masked", [False, True], ids=["causal", "mask"])
 @pytest.mark.parametrize("groups", [4, 2, 1])
-def test_bf16_training_attention_is_sdpa(groups):
+def test_bf16_training_attention_is_sdpa(groups, masked):
     torch.manual_seed(0)
     q = torch.randn(2, 4, 33, 16).bfloat16().requires_grad_()
     k, v = (torch.randn(2, groups, 33, 16).bfloat16().requires_grad_() for _ in range(2))
     upstream = torch.randn(2, 4, 33, 16)
-    out = att.attention(q, k, v, causal=True)
+    documents = torch.tensor([[0] * 12 + [1] * 21, [0] * 30 + [1] * 3])
+    mask = att.document_mask(documents) if masked else None
+    out = att.attention(q, k, v, mask, causal=not masked)
     exact = [x.detach().float().requires_grad_() for x in (q, k, v)]
     repeated = [exact[0], *(x.repeat_interleave(4 // groups, dim=1) for x in exact[1:])]
-    expected = F.scaled_dot_product_attention(*repeated, is_causal=True)
+    expected = F.scaled_dot_product_attention(*repeated, mask, is_causal=not masked)
     assert_close(out.float(), expected, rtol=2e-2, atol=2e-2)
     ours = torch.autograd.grad(out, (q, k, v), upstream.bfloat16())
     theirs = torch.autograd.grad(expected, exact, upstream)
     for mine, other in zip(ours, theirs, strict=True):
         assert (mine - other).norm() < 1e-2 * other.norm()
 
-    acausal = F.scaled_dot_product_attention(*repeated)
-    assert (out - acausal).norm() > 0.1 * acausal.norm(), "a missing mask must be noticed"
+    unmasked = F.scaled_dot_product_attention(*repeated)
+    assert (out - unmasked).norm() > 0.1 * unmasked.norm(), "a missing mask must be noticed"
 
 
 # Packed = one by one

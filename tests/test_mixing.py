@@ -141,6 +141,8 @@ def test_corruption_follows_the_place_in_the_stream():
     parts = [batch["input_ids"].item() for batch in mixed.micro_batches(2, 1)]
     assert whole == parts
     assert len(set(itertools.chain(whole, parts))) == 4
+    plain = mixture().micro_batches(2)[0]["input_ids"].flatten().tolist()
+    assert not set(whole) & set(plain), "the corruption must be applied"
 
 
 @pytest.mark.parametrize(
