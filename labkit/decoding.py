@@ -16,6 +16,7 @@ Sources: Pope et al. 2022, arXiv:2211.05102, section 2 (what a step of decoding 
 
 import functools
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from labkit.attention import MultiHeadAttention, StackedLinear, attention, padding_mask
 from labkit.cache import KVCache
 from labkit.errors import LabError
-from labkit.layers import ACTIVATIONS, Block, FeedForward
+from labkit.layers import ACTIVATIONS, Block, FeedForward, make_norm
 from labkit.positions import Rotary, rotate
 from labkit.transformer import Transformer
 
@@ -90,24 +91,36 @@ def is_plain(model: Transformer) -> bool:
     """Whether a `TokenStep` computes what the model computes.
 
     Not if a layer was replaced or wrapped (an adapter, a parametrisation, a quantised product), or
-    if somebody listens to a module with a hook: a step calls no linear layers and no blocks.
+    if somebody listens to a module with a hook: a step calls no modules at all.
     """
-    expected = {
-        "": Block,
+    pre, norm = model.config.norm_position == "pre", type(make_norm(model.config))
+    around = {
+        "embedding": nn.Embedding,
+        "positions": nn.Embedding if model.config.position == "learned" else type(None),
+        "embedding_norm": nn.Identity if pre else norm,
+        "final_norm": norm if pre else nn.Identity,
+        "lm_head": nn.Linear,
+    }
+    in_block = {
+        "attention_norm": norm,
         "attention": MultiHeadAttention,
         "attention.qkv": StackedLinear,
         "attention.out": nn.Linear,
+        "ffn_norm": norm,
         "ffn": FeedForward,
         "ffn.up": StackedLinear,
         "ffn.down": nn.Linear,
     }
-    known = all(
-        type(block.get_submodule(name)) is kind and not getattr(block, "reads_source", False)
-        for block in model.blocks
-        for name, kind in expected.items()
-    )
+
+    def known(module: nn.Module, kinds: dict[str, type]) -> bool:
+        return all(type(attrgetter(name)(module)) is kind for name, kind in kinds.items())
+
     heard = any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
-    return known and type(model.lm_head) is nn.Linear and not heard
+    blocks = (
+        type(block) is Block and not block.reads_source and known(block, in_block)
+        for block in model.blocks
+    )
+    return known(model, around) and all(blocks) and not heard
 
 
 class TokenStep:

@@ -56,7 +56,7 @@ def here(*arguments: object) -> int:
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    return {**os.environ, "COLUMNS": "200"}
 
 
 def start(*arguments: object) -> subprocess.Popen:

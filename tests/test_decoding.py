@@ -152,6 +152,37 @@ def test_a_replaced_layer_is_not_passed_over():
         generate(model, PROMPTS[0], 10, compile=True)
 
 
+class Louder(torch.nn.Module):
+    """Stands for a norm, an embedding or a head that somebody put in place of ours."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.weight = inner, inner.weight
+
+    def forward(self, x):
+        return self.inner(x) * 1.5
+
+
+@pytest.mark.parametrize(
+    ("shape", "part"),
+    [
+        ("llama", "blocks.0.ffn_norm"),
+        ("llama_untied", "embedding"),
+        ("llama", "final_norm"),
+        ("llama", "lm_head"),
+        ("gpt2", "positions"),
+        ("post_norm", "embedding_norm"),
+        ("post_norm", "blocks.1.attention_norm"),
+    ],
+)
+def test_no_part_that_was_replaced_is_passed_over(shape, part):
+    model = model_of(shape)
+    model.set_submodule(part, Louder(model.get_submodule(part)))
+    assert not is_plain(model)
+    written = generate(model, PROMPTS[0], 10, temperature=0)
+    assert written == generate(model, PROMPTS[0], 10, temperature=0, use_cache=False)
+
+
 def test_a_hook_hears_every_token():
     model = model_of("llama")
     heard = []

@@ -125,7 +125,6 @@ def server(workplace, tmp_path_factory):
     environment = {
         **os.environ,
         "LABKIT_PROFILE": "smoke",
-        "OMP_NUM_THREADS": "1",
         "JUPYTER_CONFIG_DIR": str(home / "config"),
         "JUPYTER_DATA_DIR": str(home / "data"),
         "JUPYTER_RUNTIME_DIR": str(home / "runtime"),
