@@ -1,8 +1,8 @@
 """LLM Lab's training code: every piece of a language model, in teaching order.
 
     import labkit
-    labkit.attention.scaled_dot_product_attention(q, k, v)
-    labkit.train.train(model, labkit.objectives.causal_lm, batches, config)
+    labkit.models.scaled_dot_product_attention(q, k, v)
+    labkit.training.train(model, labkit.objectives.causal_lm, batches, config)
 
 Submodules load when first named, so `import labkit` costs next to nothing.
 """
@@ -16,51 +16,19 @@ __version__ = "0.1.0"
 #: (`python -m labkit.course stamp`), and a test asserts that none of them disagrees.
 REPOSITORY = "https://github.com/llm-lab/llm-lab"
 
-#: Teaching order: a module imports only modules that stand before it (tests/test_structure.py).
-MODULES = (
+#: The rooms, in the order in which data flows: one imports only rooms before it (test_structure).
+ROOMS = (
     "errors",
     "runtime",
-    "precision",
     "text",
-    "files",
-    "storyworld",
-    "corpora",
-    "bpe",
-    "wordpiece",
-    "tokenizers",
     "batches",
-    "mixing",
-    "ngrams",
-    "baselines",
-    "positions",
-    "cache",
-    "attention",
-    "architecture",
-    "layers",
-    "transformer",
-    "encoder_decoder",
-    "families",
-    "shapes",
-    "interop",
-    "merging",
-    "losses",
-    "updates",
-    "muon",
-    "eight_bit",
+    "models",
+    "objectives",
     "optim",
     "accounting",
-    "capacity",
-    "checkpoint",
-    "objectives",
-    "evaluate",
-    "experts",
-    "runs",
-    "train",
-    "probes",
-    "strategies",
-    "decoding",
-    "generate",
-    "listing",
+    "evaluation",
+    "training",
+    "generation",
     "course",
     "notebook",
     "bench",
@@ -69,10 +37,10 @@ MODULES = (
 
 
 def __getattr__(name: str) -> ModuleType:
-    if name in MODULES:
+    if name in ROOMS:
         return importlib.import_module(f"labkit.{name}")
-    raise AttributeError(f"module 'labkit' has no attribute {name!r}; its modules are {MODULES}")
+    raise AttributeError(f"module 'labkit' has no attribute {name!r}; its rooms are {ROOMS}")
 
 
 def __dir__() -> list[str]:
-    return [*MODULES, "REPOSITORY", "__version__"]
+    return [*ROOMS, "REPOSITORY", "__version__"]

@@ -191,7 +191,7 @@ def _complain(sentence: str) -> None:
 def _show_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any
 ) -> None:
-    if Path(filename).parent == Path(__file__).parent:
+    if Path(__file__).parent in Path(filename).parents:
         _complain(str(message))
     else:
         print(warnings.formatwarning(message, category, filename, lineno), file=sys.stderr, end="")

@@ -7,13 +7,10 @@ import pytest
 import torch
 
 from labkit import accounting
-from labkit.accounting import counts
-from labkit.encoder_decoder import EncoderDecoder
 from labkit.errors import LabError
-from labkit.interop import to_huggingface
-from labkit.losses import cross_entropy
-from labkit.objectives import causal_lm, classification
-from labkit.transformer import Transformer, TransformerConfig
+from labkit.models import EncoderDecoder, Transformer, TransformerConfig, counts
+from labkit.models.huggingface import to_huggingface
+from labkit.objectives import causal_lm, classification, cross_entropy
 
 TINY = {"vocab_size": 512, "context_length": 64, "d_model": 64, "num_layers": 3, "num_heads": 4}
 MINILM = TransformerConfig.bert(

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from labkit import attention as att
 from labkit.errors import LabError
+from labkit.models import attention as att
 
 
 def qkv(B=2, H=3, T=5, S=5, K=8, dtype=torch.float64):

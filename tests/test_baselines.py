@@ -7,14 +7,13 @@ from torch import nn
 from torch.testing import assert_close
 
 from labkit import accounting
-from labkit.baselines import LSTMLM, FeedForwardLM, compressed_bits_per_byte
 from labkit.batches import Batches, Windows
 from labkit.errors import LabError
-from labkit.evaluate import language_model
-from labkit.generate import generate
+from labkit.evaluation import language_model
+from labkit.generation import generate
+from labkit.models import LSTMLM, FeedForwardLM, compressed_bits_per_byte
 from labkit.objectives import causal_lm
-from labkit.runs import TrainConfig
-from labkit.train import mean_loss, train
+from labkit.training import TrainConfig, mean_loss, train
 
 V = 11
 

@@ -7,11 +7,12 @@ import math
 import pytest
 import torch
 
-from labkit import bench, interop
+from labkit import bench
 from labkit.bench import finetuning, memory, quality
 from labkit.errors import LabError
-from labkit.tokenizers import train_bpe
-from labkit.transformer import Transformer
+from labkit.models import Transformer
+from labkit.models.huggingface import weights as interop
+from labkit.text import train_bpe
 
 
 @pytest.mark.slow

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from labkit import bpe, tokenizers
 from labkit.errors import LabError
+from labkit.text import bpe, tokenizers
 
 TEXTS = [
     "The key is in the kitchen now. Amara has the key; don't ask.",

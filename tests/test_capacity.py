@@ -2,9 +2,9 @@
 
 import pytest
 
-from labkit import accounting, capacity
-from labkit.accounting import Recipe
-from labkit.capacity import GIB, GPUS, MODELS, largest_batch, will_it_fit
+from labkit import accounting
+from labkit.accounting import Recipe, capacity
+from labkit.accounting.capacity import GIB, GPUS, MODELS, largest_batch, will_it_fit
 from labkit.errors import LabError
 
 PUBLISHED = {

@@ -7,8 +7,8 @@ import subprocess
 import pytest
 import torch
 
-from labkit import checkpoint
 from labkit.errors import LabError
+from labkit.training import checkpoint
 
 
 def write(folder, step, value=1.0):

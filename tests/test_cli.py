@@ -16,11 +16,11 @@ import pytest
 import torch
 from commands import SMALL, alone, here, labelled, losses, torchrun, write_rows, write_text
 
-from labkit import corpora, interop
 from labkit.__main__ import parse
 from labkit.commands import options
 from labkit.errors import LabError
-from labkit.tokenizers import Tokenizer, train_bpe
+from labkit.models.huggingface import weights as interop
+from labkit.text import Tokenizer, corpora, train_bpe
 
 ROOT = Path(__file__).resolve().parent.parent
 

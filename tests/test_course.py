@@ -8,7 +8,8 @@ import nbformat
 import pytest
 
 import labkit
-from labkit import course, listing
+from labkit import course
+from labkit.course import listing
 from labkit.errors import LabError
 
 BADGE = (
@@ -168,12 +169,12 @@ def test_stamp_renews_what_a_chapter_shows_of_the_package(finished, tmp_path):
     old = nbformat.v4.new_output(
         "display_data",
         data={"text/plain": "# labkit/muon.py, line 7\nold", "text/markdown": "old"},
-        metadata={"labkit": {"shows": "labkit.muon.Muon.step", "docstring": False}},
+        metadata={"labkit": {"shows": "labkit.optim.Muon.step", "docstring": False}},
     )
     notebook.cells.append(nbformat.v4.new_code_cell("show(Muon.step)", outputs=[old]))
     nbformat.write(notebook, path)
     assert course.stamp(tmp_path) == [path]
     data = nbformat.read(path, as_version=4).cells[-1].outputs[0].data
-    assert data == listing.rendered(labkit.muon.Muon.step, docstring=False)
+    assert data == listing.rendered(labkit.optim.Muon.step, docstring=False)
     assert "def step" in data["text/markdown"]
     assert course.stamp(tmp_path) == []

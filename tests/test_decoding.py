@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from labkit.decoding import TokenStep, is_plain
 from labkit.errors import LabError
-from labkit.generate import generate, left_pad
-from labkit.transformer import Transformer, TransformerConfig
+from labkit.generation import TokenStep, generate, left_pad
+from labkit.generation.token_step import is_plain
+from labkit.models import Transformer, TransformerConfig
 
 TINY = {"vocab_size": 53, "context_length": 24, "d_model": 32, "num_layers": 2, "num_heads": 4}
 LLAMA = TransformerConfig.llama(**TINY)

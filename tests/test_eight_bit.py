@@ -6,11 +6,13 @@ import pytest
 import torch
 from training import config, ragged_batches, tiny_model
 
-from labkit import checkpoint, eight_bit, optim
-from labkit.eight_bit import AdamW8bit, Quantised, dequantise, quantise
+from labkit import optim
 from labkit.errors import LabError
 from labkit.objectives import causal_lm
-from labkit.train import train
+from labkit.optim import AdamW8bit
+from labkit.optim import adamw8bit as eight_bit
+from labkit.optim.adamw8bit import Quantised, dequantise, quantise
+from labkit.training import checkpoint, train
 
 
 def test_codes_are_the_nearest():

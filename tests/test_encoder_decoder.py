@@ -9,15 +9,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from labkit import encoder_decoder
 from labkit.batches import Batches
-from labkit.encoder_decoder import EncoderDecoder, shift_right
 from labkit.errors import LabError
-from labkit.generate import generate
+from labkit.generation import generate
+from labkit.models import EncoderDecoder, TransformerConfig, blocks, encoder_decoder, shift_right
 from labkit.objectives import causal_lm
-from labkit.runs import TrainConfig
-from labkit.train import train
-from labkit.transformer import TransformerConfig, blocks
+from labkit.training import TrainConfig, train
 
 TINY = {"vocab_size": 23, "context_length": 12, "d_model": 16, "num_layers": 2, "num_heads": 4}
 BART = TransformerConfig.bart(**TINY, dropout=0.0)

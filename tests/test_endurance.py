@@ -11,10 +11,9 @@ import pytest
 import torch
 from training import config, ragged_batches, tiny_model
 
-from labkit import checkpoint
 from labkit.errors import LabError
 from labkit.objectives import causal_lm
-from labkit.train import train
+from labkit.training import checkpoint, train
 
 STEPS, KILLS = 600, 20
 SETTINGS = {"steps": STEPS, "save_every": 7, "optimizer": "adamw"}
@@ -24,7 +23,7 @@ import torch
 from pathlib import Path
 from training import config, ragged_batches, tiny_model
 from labkit.objectives import causal_lm
-from labkit.train import train
+from labkit.training import train
 
 torch.set_num_threads(1)
 print("ready", flush=True)

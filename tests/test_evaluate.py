@@ -9,8 +9,8 @@ import torch
 from sklearn import metrics
 from torch import nn
 
-from labkit import evaluate
 from labkit.errors import LabError
+from labkit.evaluation import classification as evaluate
 
 
 @pytest.fixture

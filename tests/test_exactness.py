@@ -36,17 +36,22 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 from training import PROBLEMS, VOCAB, config, ragged_batches, tiny_model, weights
 
-from labkit import attention as att
-from labkit import bpe, checkpoint, corpora, losses, optim, runtime, updates
+from labkit import optim, runtime
 from labkit.batches import Batches, MaskTokens, Pad, Windows
-from labkit.encoder_decoder import EncoderDecoder
-from labkit.generate import left_pad, stream
-from labkit.interop import from_huggingface, load_pretrained, save_pretrained, to_huggingface
-from labkit.mixing import Mixture
-from labkit.objectives import causal_lm
-from labkit.tokenizers import SPECIAL_TOKENS, from_merges, train_bpe
-from labkit.train import train
-from labkit.transformer import Transformer, TransformerConfig
+from labkit.batches.mixing import Mixture
+from labkit.generation import left_pad, stream
+from labkit.models import EncoderDecoder, Transformer, TransformerConfig
+from labkit.models import attention as att
+from labkit.models.huggingface import (
+    from_huggingface,
+    load_pretrained,
+    save_pretrained,
+    to_huggingface,
+)
+from labkit.objectives import causal_lm, losses
+from labkit.optim import by_hand as updates
+from labkit.text import SPECIAL_TOKENS, bpe, corpora, from_merges, train_bpe
+from labkit.training import checkpoint, train
 
 TINY = {"vocab_size": 61, "context_length": 24, "d_model": 32, "num_layers": 2, "num_heads": 4}
 SHAPES = {
@@ -440,7 +445,7 @@ def test_step_in_backward_equals_the_ordinary_step(optimizer, precision, monkeyp
 
         factor = property(lambda self: 1.0, lambda self, value: None)  # pyright: ignore
 
-    monkeypatch.setattr(optim, "StepInBackward", Undivided)
+    monkeypatch.setattr(optim.optimizers, "StepInBackward", Undivided)
     assert not same(wider(step_in_backward=True, **settings), ordinary)
 
 

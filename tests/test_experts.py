@@ -7,13 +7,13 @@ import torch
 from torch.testing import assert_close
 from training import VOCAB, config, tiny_model
 
-from labkit import experts
+from labkit import objectives
 from labkit.accounting import measure_flops
 from labkit.batches import Batches, stack
 from labkit.errors import LabError
-from labkit.evaluate import language_model
-from labkit.experts import BayesianEnsemble, Ensemble, HardRouting, Router, SoftRouting
-from labkit.train import train
+from labkit.evaluation import language_model
+from labkit.models import BayesianEnsemble, Ensemble, HardRouting, Router, SoftRouting, experts
+from labkit.training import train
 
 
 @pytest.fixture(scope="module")
@@ -167,11 +167,11 @@ def test_a_router_learns_domains_by_the_loop():
     torch.manual_seed(0)
     router = Router(VOCAB, 3)
     settings = config(steps=40, learning_rate=3e-2, weight_decay=0.0)
-    result = train(router, experts.routing, Batches(examples, 12), settings)
+    result = train(router, objectives.routing, Batches(examples, 12), settings)
     assert result.history[0].loss == pytest.approx(math.log(3), abs=1e-4), "it starts undecided"
     batch = stack(examples)
     assert (router(batch["input_ids"]).logits[:, -1].argmax(-1) == batch["labels"]).all()
-    _, count = experts.routing(router, batch)
+    _, count = objectives.routing(router, batch)
     assert count == 60 * 6
 
 

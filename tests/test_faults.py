@@ -16,8 +16,8 @@ import torch
 from commands import SMALL, alone, here, labelled, losses, start, write_rows, write_text
 from safetensors.torch import load_file
 
-from labkit import checkpoint
-from labkit.tokenizers import train_bpe
+from labkit.text import train_bpe
+from labkit.training import checkpoint
 
 
 @pytest.fixture(scope="module")

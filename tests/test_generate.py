@@ -5,9 +5,9 @@ import torch
 from torch.testing import assert_close
 
 from labkit.errors import LabError
-from labkit.generate import generate, left_pad, next_token_probabilities, stream
-from labkit.interop import to_huggingface
-from labkit.transformer import Transformer, TransformerConfig
+from labkit.generation import generate, left_pad, next_token_probabilities, stream
+from labkit.models import Transformer, TransformerConfig
+from labkit.models.huggingface import to_huggingface
 
 CONFIG = TransformerConfig.llama(
     vocab_size=31, context_length=20, d_model=16, num_layers=2, num_heads=4, num_kv_heads=2

@@ -7,11 +7,15 @@ import torch
 from torch.testing import assert_close
 
 from labkit import accounting
-from labkit.encoder_decoder import EncoderDecoder
 from labkit.errors import LabError
-from labkit.interop import from_huggingface, load_pretrained, save_pretrained, to_huggingface
-from labkit.tokenizers import train_bpe
-from labkit.transformer import Transformer, TransformerConfig
+from labkit.models import EncoderDecoder, Transformer, TransformerConfig
+from labkit.models.huggingface import (
+    from_huggingface,
+    load_pretrained,
+    save_pretrained,
+    to_huggingface,
+)
+from labkit.text import train_bpe
 
 TINY = {"vocab_size": 300, "context_length": 16, "d_model": 16, "num_layers": 2, "num_heads": 4}
 

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from labkit import batches, listing, mixing, train
+from labkit import batches
+from labkit.batches import mixing
+from labkit.course import listing
 from labkit.errors import LabError
+from labkit.training import loop as train
 
 
 @pytest.mark.parametrize(
@@ -29,14 +32,14 @@ def test_things_of_others_and_of_a_notebook_have_no_name():
 def test_the_place_is_where_the_code_stands():
     text = listing.rendered(mixing.Mixture.place)["text/plain"]
     place, code = text.split("\n", 1)
-    number = int(place.removeprefix("# labkit/mixing.py, line "))
+    number = int(place.removeprefix("# labkit/batches/mixing.py, line "))
     lines = Path(mixing.__file__).read_text().splitlines()
     assert lines[number - 1].strip() == code.splitlines()[0]
 
 
 def test_a_name_that_is_gone_is_an_error():
-    with pytest.raises(LabError, match=r"labkit.mixing.Mixtures does not exist: correct the"):
-        listing.find("labkit.mixing.Mixtures")
+    with pytest.raises(LabError, match=r"mixing.Mixtures does not exist: correct the"):
+        listing.find("labkit.batches.mixing.Mixtures")
     with pytest.raises(LabError, match=r"nolab\.x does not exist"):
         listing.find("nolab.x")
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from labkit import losses
 from labkit.errors import LabError
+from labkit.objectives import losses
 
 
 def random_problem(n=37, v=11, d=5):

@@ -5,10 +5,11 @@ import dataclasses
 import pytest
 import torch
 
-from labkit import accounting, losses, objectives
+from labkit import accounting, objectives
 from labkit.accounting import Peak, PeakTracker, Recipe
 from labkit.errors import LabError
-from labkit.transformer import Transformer, TransformerConfig
+from labkit.models import Transformer, TransformerConfig
+from labkit.objectives import losses
 
 SMALL = {"d_model": 128, "num_layers": 3, "num_heads": 4, "vocab_size": 3000}
 SHAPES = {

@@ -5,8 +5,8 @@ import torch
 from torch.testing import assert_close
 from training import tiny_model
 
-from labkit import merging
 from labkit.errors import LabError
+from labkit.models.adapting import merging
 
 
 def states(count=3):

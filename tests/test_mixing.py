@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from labkit.batches import Batches
+from labkit.batches.mixing import PERIOD, Law, Mixture, fit_law, temperature_proportions
 from labkit.errors import LabError
-from labkit.mixing import PERIOD, Law, Mixture, fit_law, temperature_proportions
 
 shares_of_some = st.lists(st.floats(1e-3, 1.0), min_size=2, max_size=8)
 

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 from training import config, ragged_batches, tiny_model, weights
 
-from labkit import checkpoint, optim
-from labkit.muon import orthogonalise
+from labkit import optim
 from labkit.objectives import causal_lm
-from labkit.train import train
+from labkit.optim.muon import orthogonalise
+from labkit.training import checkpoint, train
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (4, 24), (24, 4)])

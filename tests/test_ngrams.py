@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from labkit.errors import LabError
-from labkit.ngrams import AddK, KneserNey, count, modified_discounts, sample
+from labkit.models import AddK, KneserNey
+from labkit.models.ngrams import count, modified_discounts, sample
 
 
 def from_single_rows(model, context):

@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
+from labkit.course.listing import without_docstrings
 from labkit.errors import LabError
-from labkit.listing import without_docstrings
 from labkit.notebook import (
     LiveCurve,
     chat,

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from labkit import losses, objectives
+from labkit import objectives
 from labkit.batches import (
     Batches,
     CorruptSpans,
@@ -19,9 +19,9 @@ from labkit.batches import (
     neighbours,
     pair_groups,
 )
-from labkit.encoder_decoder import EncoderDecoder
 from labkit.errors import LabError
-from labkit.transformer import Transformer, TransformerConfig
+from labkit.models import EncoderDecoder, Transformer, TransformerConfig
+from labkit.objectives import losses
 
 VOCAB = 40
 SPECIAL = range(30, 40)  # 30 end, 31 pad, 32 mask, 33 first, 34 separator, 35 ... sentinels

@@ -6,9 +6,16 @@ import math
 import pytest
 import torch
 
-from labkit import precision
+from labkit.accounting import formats as precision
+from labkit.accounting.formats import (
+    FORMATS,
+    bits,
+    overflow_share,
+    round_to,
+    spacing,
+    underflow_share,
+)
 from labkit.errors import LabError
-from labkit.precision import FORMATS, bits, overflow_share, round_to, spacing, underflow_share
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -8,7 +8,7 @@ from training import config, ragged_batches, tiny_model, weights
 from labkit.batches import Batches
 from labkit.errors import LabError
 from labkit.objectives import causal_lm
-from labkit.probes import gradient_noise_scale, learning_rate_range_test
+from labkit.training.probes import gradient_noise_scale, learning_rate_range_test
 
 DIMENSIONS, SPREAD = 20, 3.0
 

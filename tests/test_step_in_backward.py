@@ -7,7 +7,7 @@ from training import config, ragged_batches, tiny_model
 from labkit import optim
 from labkit.errors import LabError
 from labkit.objectives import causal_lm
-from labkit.train import train
+from labkit.training import train
 
 
 def run(model=None, **changes):

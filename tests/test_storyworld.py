@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from labkit import storyworld
 from labkit.errors import LabError
+from labkit.text import storyworld
 
 SAMPLE = Path(__file__).parent.parent / "data" / "storyworld.jsonl"
 

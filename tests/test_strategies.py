@@ -11,9 +11,10 @@ from transformers import (
     GPT2LMHeadModel,
 )
 
-from labkit import objectives, strategies
+from labkit import objectives
 from labkit.errors import LabError
-from labkit.transformer import Transformer, TransformerConfig
+from labkit.models import Transformer, TransformerConfig
+from labkit.models.adapting import strategies
 
 TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 

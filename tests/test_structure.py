@@ -34,46 +34,73 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-def module_files() -> list[tuple[str, Path]]:
-    rows = [(p.stem, p) for p in PACKAGE.glob("*.py") if not p.stem.startswith("__")]
-    return rows + [
-        (r, p)
-        for r in ("accounting", "batches", "notebook", "bench", "commands")
-        for p in (PACKAGE / r).rglob("*.py")
-    ]
+#: Every file of the package, as (room, module, path); the entry points stand below all rooms.
+FILES = [
+    (module.split(".")[1], module, path)
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if (module := ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))
+    not in ("labkit", "labkit.__main__")
+]
+every_file = pytest.mark.parametrize(
+    ("room", "module", "path"), FILES, ids=[module for _, module, _ in FILES]
+)
 
 
-def test_every_module_has_its_place_in_the_teaching_order():
-    assert {name for name, _ in module_files()} == set(labkit.MODULES)
+def test_every_file_stands_in_a_room():
+    assert {room for room, _, _ in FILES} == set(labkit.ROOMS)
 
 
-@pytest.mark.parametrize("name", labkit.MODULES)
-def test_a_module_imports_only_modules_above_it(name):
-    above = set(labkit.MODULES[: labkit.MODULES.index(name)])
-    for owner, path in module_files():
-        if owner != name:
-            continue
-        used = {x.split(".")[1] for x in imports(path) if x.startswith("labkit.")}
-        used &= set(labkit.MODULES)
-        assert used - above - {name} == set(), f"{path.name} imports a module below it"
+@every_file
+def test_a_room_imports_only_rooms_above_it(room, module, path):
+    allowed = labkit.ROOMS[: labkit.ROOMS.index(room) + 1]
+    below = {name for name in imports(path) if name.split(".")[0] == "labkit"}
+    below = {name for name in below if "." in name and name.split(".")[1] not in allowed}
+    assert below <= {"labkit.REPOSITORY"}, f"{module} stands in {room}, above these"
 
 
-def test_only_the_notebook_package_draws():
-    for owner, path in module_files():
-        if owner != "notebook":
-            roots = {x.split(".")[0] for x in imports(path)}
-            assert not roots & {"matplotlib", "ipywidgets", "IPython"}, path.name
+@every_file
+def test_nothing_private_crosses_rooms(room, module, path):
+    private = {
+        name
+        for name in imports(path)
+        if name.startswith("labkit.")
+        and name.split(".")[1] != room
+        and any(part.startswith("_") and not part.startswith("__") for part in name.split("."))
+    }
+    assert not private
 
 
-@pytest.mark.parametrize("name", labkit.MODULES)
-def test_every_public_name_is_documented(name):
-    module = importlib.import_module(f"labkit.{name}")
-    assert module.__doc__, f"labkit.{name} has no docstring"
-    for label, thing in vars(module).items():
-        ours = getattr(thing, "__module__", "").startswith(f"labkit.{name}")
-        if label.startswith("_") or not ours or not (inspect.isclass(thing) or callable(thing)):
-            continue
-        assert inspect.getdoc(thing), f"labkit.{name}.{label} has no docstring"
+@every_file
+def test_only_the_notebook_room_draws(room, module, path):
+    if room != "notebook":
+        roots = {name.split(".")[0] for name in imports(path)}
+        assert not roots & {"matplotlib", "ipywidgets", "IPython"}
+
+
+@every_file
+def test_every_public_name_is_documented(room, module, path):
+    found = importlib.import_module(module)
+    assert found.__doc__, f"{module} has no docstring"
+    for name, thing in vars(found).items():
+        ours = getattr(thing, "__module__", None) == module and callable(thing)
+        # A checker is described by its exercise.
+        if ours and not name.startswith("_") and ".checks." not in module:
+            assert inspect.getdoc(thing), f"{module}.{name} has no docstring"
+
+
+STUBS = sorted(PACKAGE.rglob("*.pyi"))
+
+
+@pytest.mark.parametrize("stub", STUBS, ids=lambda path: path.parent.name)
+def test_every_name_that_a_room_offers_is_there(stub):
+    room = importlib.import_module(".".join(stub.parent.relative_to(ROOT).parts))
+    for name in room.__all__:
+        assert getattr(room, name) is not None
+    inside = {p.stem for p in stub.parent.glob("*.py")} | {
+        p.parent.name for p in stub.parent.glob("*/__init__.py")
+    }
+    hidden = {name for name in inside if not name.startswith("__")} - set(room.__all__)
+    assert not hidden, f"{room.__name__} does not offer its own modules"
 
 
 def pins() -> dict[str, str]:

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from labkit import corpora, tokenizers
 from labkit.errors import LabError
+from labkit.text import corpora, tokenizers
 
 TEXTS = [
     "The key is in the kitchen now. Amara has the key.",
@@ -133,7 +133,7 @@ def test_merges_leave_the_crate_and_come_back(bpe: tokenizers.Tokenizer, tmp_pat
 def test_from_scratch_to_transformers(tmp_path) -> None:
     from transformers import AutoTokenizer
 
-    from labkit.bpe import BytePairEncoder, count_words, learn_merges
+    from labkit.text.bpe import BytePairEncoder, count_words, learn_merges
 
     merges = learn_merges(count_words(TEXTS), 60)
     ours = BytePairEncoder(merges, tokenizers.SPECIAL_TOKENS)

@@ -9,11 +9,10 @@ import pytest
 import torch
 from training import config, ragged_batches, tiny_model, weights
 
-from labkit import checkpoint
 from labkit.batches import Batches, Pad, Windows
 from labkit.errors import LabError
 from labkit.objectives import causal_lm, classification
-from labkit.train import TrainConfig, mean_loss, train
+from labkit.training import TrainConfig, checkpoint, mean_loss, train
 
 
 def test_training_learns_a_repeating_sequence():

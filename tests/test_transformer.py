@@ -10,7 +10,7 @@ import torch
 from torch.testing import assert_close
 
 from labkit.errors import LabError
-from labkit.transformer import RMSNorm, Transformer, TransformerConfig, blocks
+from labkit.models import RMSNorm, Transformer, TransformerConfig, blocks
 
 TINY = {"vocab_size": 53, "context_length": 16, "d_model": 16, "num_layers": 2, "num_heads": 4}
 GPT2, LLAMA, BERT = (

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from labkit import updates
 from labkit.errors import LabError
+from labkit.optim import by_hand as updates
 
 
 def state(weight):

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from labkit import corpora, wordpiece
 from labkit.errors import LabError
+from labkit.text import corpora, wordpiece
 
 TEXTS = [
     "Unbelievable! Profits rose 76% to $1.13bn (£600m), didn't they?",

@@ -11,10 +11,9 @@ import torch
 
 from labkit import runtime
 from labkit.batches import Batches, Pad, stack
-from labkit.encoder_decoder import EncoderDecoder
+from labkit.models import EncoderDecoder, Transformer, TransformerConfig
 from labkit.objectives import causal_lm
-from labkit.train import TrainConfig, train
-from labkit.transformer import Transformer, TransformerConfig
+from labkit.training import TrainConfig, train
 
 VOCAB = 31
 

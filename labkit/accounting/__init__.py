@@ -9,15 +9,6 @@ A prediction is a sum over the formulas of `transformer`; a measurement counts w
 tests hold the two together: parameters and FLOPs exactly, memory to a few per cent.
 """
 
-from labkit.accounting.counts import (
-    count_parameters,
-    flop_utilisation,
-    flops_per_token,
-    forward_flops,
-    measure_flops,
-    parameters,
-    parameters_by_part,
-)
 from labkit.accounting.memory import (
     Kept,
     Memory,
@@ -28,6 +19,15 @@ from labkit.accounting.memory import (
 )
 from labkit.accounting.peak import Peak, Recipe, predict_moments, predict_peak
 from labkit.accounting.tracker import PeakTracker, measure_peak, simulate_peak
+from labkit.models.counts import (
+    count_parameters,
+    flop_utilisation,
+    flops_per_token,
+    forward_flops,
+    measure_flops,
+    parameters,
+    parameters_by_part,
+)
 
 __all__ = [
     "Kept",

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from labkit.accounting.counts import parameters, parameters_by_part
-from labkit.architecture import TransformerConfig
-from labkit.attention import PLAIN_SCORES
 from labkit.errors import LabError
+from labkit.models.attention import PLAIN_SCORES
+from labkit.models.config import TransformerConfig
+from labkit.models.counts import parameters, parameters_by_part
 
 Precision = Literal["fp32", "bf16", "fp16"]
 

@@ -16,11 +16,11 @@ step during the backward pass); Dettmers et al. 2022 (8-bit moments).
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from labkit.accounting.counts import parameters, parameters_by_part
 from labkit.accounting.memory import Precision, kept_bytes
-from labkit.architecture import TransformerConfig
-from labkit.eight_bit import state_bytes
 from labkit.errors import LabError
+from labkit.models.config import TransformerConfig
+from labkit.models.counts import parameters, parameters_by_part
+from labkit.optim.adamw8bit import state_bytes
 
 OPTIMIZERS = ("adamw", "adamw8bit", "adamw8bit_paged", "sgd")
 

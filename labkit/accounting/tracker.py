@@ -21,8 +21,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from labkit import optim
 from labkit.accounting.peak import Peak
+from labkit.optim import optimizers as optim
 
 
 class PeakTracker(TorchDispatchMode):

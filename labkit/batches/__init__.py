@@ -21,12 +21,7 @@ arXiv:2107.02027 (packing without cross-contamination); Devlin et al. 2019, arXi
 (masking, next sentence); Raffel et al. 2020, arXiv:1910.10683 (span corruption).
 """
 
-from labkit.batches.corruption import (
-    CorruptSpans,
-    MaskTokens,
-    in_turn,
-    restore_spans,
-)
+from labkit.batches.corruption import CorruptSpans, MaskTokens, in_turn, restore_spans
 from labkit.batches.examples import Pad, Windows, instruction_example, pack_documents, stack
 from labkit.batches.order import Batches
 from labkit.batches.pairs import (

@@ -25,11 +25,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from labkit import accounting, objectives, runtime
+from labkit import accounting, runtime
 from labkit.batches import Batches
 from labkit.bench import finetuning, generation, memory, pretraining, quality
 from labkit.errors import LabError
-from labkit.train import TrainConfig, train
+from labkit.objectives import tasks as objectives
+from labkit.training.loop import train
+from labkit.training.run_folder import TrainConfig
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 
-from labkit import corpora, interop, objectives
 from labkit.batches import Batches, Pad
 from labkit.bench.rivals import labkit_moments, trainer_moments
+from labkit.models.huggingface import weights as interop
+from labkit.objectives import tasks as objectives
+from labkit.text import corpora
 
 
 @dataclass(frozen=True)

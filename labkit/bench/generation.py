@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from labkit import interop, runtime
+from labkit import runtime
 from labkit.bench.pretraining import Sizes, decoder
 from labkit.errors import LabError
-from labkit.generate import generate
-from labkit.transformer import Transformer
+from labkit.generation.sampling import generate
+from labkit.models.huggingface import weights as interop
+from labkit.models.transformer import Transformer
 
 PROMPT = 32
 

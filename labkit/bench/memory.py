@@ -15,12 +15,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from labkit import interop, objectives, runtime
+from labkit import runtime
 from labkit.batches import Batches, Windows
 from labkit.bench.pretraining import Unshifted
 from labkit.bench.rivals import labkit_moments, trainer_moments
 from labkit.errors import LabError
-from labkit.transformer import Transformer, TransformerConfig
+from labkit.models.config import TransformerConfig
+from labkit.models.huggingface import weights as interop
+from labkit.models.transformer import Transformer
+from labkit.objectives import tasks as objectives
 
 BATCH, LENGTH, STEPS = 8, 512, 3
 

@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from labkit import interop, objectives
 from labkit.batches import Batches, Windows
 from labkit.bench.rivals import labkit_moments, trainer_moments
-from labkit.transformer import Transformer, TransformerConfig
+from labkit.models.config import TransformerConfig
+from labkit.models.huggingface import weights as interop
+from labkit.models.transformer import Transformer
+from labkit.objectives import tasks as objectives
 
 
 @dataclass(frozen=True)

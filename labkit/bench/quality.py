@@ -16,15 +16,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from labkit import accounting, corpora, interop, objectives
-from labkit.architecture import TransformerConfig
+from labkit import accounting
 from labkit.batches import Batches, Windows
 from labkit.bench.pretraining import Unshifted
 from labkit.bench.rivals import labkit_moments, trainer_moments
-from labkit.evaluate import bits_per_byte
-from labkit.tokenizers import Tokenizer, train_bpe
-from labkit.train import mean_loss
-from labkit.transformer import Transformer
+from labkit.evaluation.classification import bits_per_byte
+from labkit.models.config import TransformerConfig
+from labkit.models.huggingface import weights as interop
+from labkit.models.transformer import Transformer
+from labkit.objectives import tasks as objectives
+from labkit.text import corpora
+from labkit.text.tokenizers import Tokenizer, train_bpe
+from labkit.training.loop import mean_loss
 
 CALIBRATION = 12
 """Updates that are timed, after a first one, to learn how many fit."""

@@ -1,6 +1,6 @@
 """Two ways to train the same weights on the same examples, timed update by update.
 
-    labkit.train.train        ──┐
+    labkit.training.loop.train        ──┐
     transformers.Trainer      ──┴─> moments: when training began, then the end of each update
 
 Both get the same model, batch size, precision and number of updates; every other setting of the
@@ -16,8 +16,9 @@ from torch import nn
 
 from labkit import runtime
 from labkit.batches import Batches
-from labkit.objectives import Objective
-from labkit.train import TrainConfig, train
+from labkit.objectives.tasks import Objective
+from labkit.training.loop import train
+from labkit.training.run_folder import TrainConfig
 
 
 def labkit_moments(

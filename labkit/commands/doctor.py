@@ -23,8 +23,9 @@ from typing import Any, Literal
 import torch
 
 import labkit
-from labkit import corpora, runtime
+from labkit import runtime
 from labkit.errors import LabError
+from labkit.text import corpora
 
 MARKS = {"ok": "ok  ", "note": "note", "missing": "MISS"}
 FREE_GB, MEMORY_GB = 2.0, 4.0

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from labkit import evaluate, interop, runtime, strategies
+from labkit import runtime
 from labkit.batches import Batches
 from labkit.commands import tasks
 from labkit.commands.options import Finetune, check, check_same, saved_options, to_dict
@@ -40,10 +40,13 @@ from labkit.commands.shell import (
 )
 from labkit.commands.tasks import SPLITS, Task
 from labkit.errors import LabError
-from labkit.objectives import causal_lm, classification
-from labkit.runs import TrainConfig
-from labkit.tokenizers import Tokenizer
-from labkit.train import mean_loss, train
+from labkit.evaluation import classification as evaluate
+from labkit.models.adapting import strategies
+from labkit.models.huggingface import weights as interop
+from labkit.objectives.tasks import causal_lm, classification
+from labkit.text.tokenizers import Tokenizer
+from labkit.training.loop import mean_loss, train
+from labkit.training.run_folder import TrainConfig
 
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt")
 

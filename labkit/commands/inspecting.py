@@ -13,9 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from labkit import corpora, runtime
-from labkit import evaluate as scoring
-from labkit import generate as sampling
+from labkit import runtime
 from labkit.batches import Batches, Pad
 from labkit.commands.finetuning import classifier_scores, score_table
 from labkit.commands.options import Evaluate, Generate, check
@@ -34,7 +32,10 @@ from labkit.commands.shell import (
 )
 from labkit.commands.tasks import classification_examples, labelled_file
 from labkit.errors import LabError
-from labkit.tokenizers import Tokenizer
+from labkit.evaluation import classification as scoring
+from labkit.generation import sampling
+from labkit.text import corpora
+from labkit.text.tokenizers import Tokenizer
 
 MOST_CONTEXT = 1024
 

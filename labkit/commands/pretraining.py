@@ -24,7 +24,7 @@ import torch
 from torch import nn
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
-from labkit import corpora, files, interop, runtime
+from labkit import runtime
 from labkit.batches import Batches, TokenWriter, Windows, read_tokens
 from labkit.commands.options import Pretrain, check, check_same, saved_options, to_dict
 from labkit.commands.shell import (
@@ -44,11 +44,14 @@ from labkit.commands.shell import (
     write_json,
 )
 from labkit.errors import LabError
-from labkit.objectives import causal_lm
-from labkit.runs import TrainConfig
-from labkit.tokenizers import SMALLEST_VOCABULARY, Tokenizer, train_bpe
-from labkit.train import train
-from labkit.transformer import Transformer, TransformerConfig
+from labkit.models.config import TransformerConfig
+from labkit.models.huggingface import weights as interop
+from labkit.models.transformer import Transformer
+from labkit.objectives.tasks import causal_lm
+from labkit.text import corpora, files
+from labkit.text.tokenizers import SMALLEST_VOCABULARY, Tokenizer, train_bpe
+from labkit.training.loop import train
+from labkit.training.run_folder import TrainConfig
 
 #: Documents that are tokenized together, in parallel.
 DOCUMENTS_AT_A_TIME = 256

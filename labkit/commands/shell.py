@@ -27,13 +27,15 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from labkit import checkpoint, evaluate, runtime
+from labkit import runtime
 from labkit.batches import IGNORE_INDEX, Batches, Example
 from labkit.errors import LabError
-from labkit.objectives import causal_lm
-from labkit.runs import Record
-from labkit.tokenizers import ASSISTANT, USER, Tokenizer
-from labkit.train import mean_loss
+from labkit.evaluation import classification as evaluate
+from labkit.objectives.tasks import causal_lm
+from labkit.text.tokenizers import ASSISTANT, USER, Tokenizer
+from labkit.training import checkpoint
+from labkit.training.loop import mean_loss
+from labkit.training.run_folder import Record
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -265,7 +267,7 @@ def model_folder(name: str | Path) -> Path:
         LabError: there is no model; the message says what is there instead.
     """
     if str(name) == "minilm":
-        from labkit import corpora
+        from labkit.text import corpora
 
         return corpora.minilm_folder()
     path = Path(name)
@@ -300,7 +302,7 @@ def open_lm(folder: Path) -> nn.Module:
     Raises:
         LabError: the folder holds no model that predicts the next token.
     """
-    from labkit import interop
+    from labkit.models.huggingface import weights as interop
 
     if any("CausalLM" in name or "LMHead" in name for name in _config(folder)["architectures"]):
         try:

@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 
-from labkit import corpora, files, text
 from labkit.batches import IGNORE_INDEX, Batches, Example, Pad, instruction_example
 from labkit.commands.options import Finetune
 from labkit.commands.shell import chat_ids, say
 from labkit.errors import LabError
-from labkit.tokenizers import Tokenizer
+from labkit.text import cleaning as text
+from labkit.text import corpora, files
+from labkit.text.tokenizers import Tokenizer
 
 SPLITS = ("train", "validation", "test")
 

@@ -3,7 +3,7 @@
     from labkit.notebook import LiveCurve, check, explore, plots, report, show, start, table
 
     lab = start(profile, seed, chapter="03")   device, precision, versions, seed; returns the Lab
-    show(labkit.attention.causal_mask)         live source, never a copy
+    show(labkit.models.causal_mask)         live source, never a copy
     plots.heatmap(weights_TS)                  one palette for the whole course
     train(..., on_step=LiveCurve())            a curve that moves, at most 5 % of the time
     explore(draw, temperature=(0.1, 5.0))      sliders to a picture; static where nothing runs

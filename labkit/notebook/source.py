@@ -9,7 +9,7 @@ from typing import Any
 
 from IPython.display import display
 
-from labkit import listing
+from labkit.course import listing
 
 
 def show(*objects: Any, docstring: bool = True) -> None:

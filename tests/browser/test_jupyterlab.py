@@ -52,7 +52,7 @@ from collections import namedtuple
 import labkit
 from labkit.batches import Batches
 from labkit.notebook import LiveCurve
-from labkit.train import TrainConfig, train
+from labkit.training import TrainConfig, train
 
 Output = namedtuple("Output", "logits")
 

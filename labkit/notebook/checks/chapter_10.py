@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from labkit import evaluate
+from labkit.evaluation import classification as evaluate
 from labkit.notebook.exercises import Fresh, Wrong, compare, exercise, require
 
 

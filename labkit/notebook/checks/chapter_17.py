@@ -4,8 +4,8 @@ import math
 
 import torch
 
+from labkit.accounting.formats import round_to, spacing
 from labkit.notebook.exercises import Fresh, Wrong, compare, exercise, require
-from labkit.precision import round_to, spacing
 
 
 @exercise("17.1", title="bytes of the states")

@@ -1,0 +1,16 @@
+from . import listing as listing
+from . import running as running
+from .running import METRICS_MIME as METRICS_MIME
+from .running import TABLE_BEGIN as TABLE_BEGIN
+from .running import TABLE_END as TABLE_END
+from .running import Chapter as Chapter
+from .running import ChapterFailed as ChapterFailed
+from .running import chapters as chapters
+from .running import colab_badge as colab_badge
+from .running import execute as execute
+from .running import install_cell as install_cell
+from .running import metrics_of as metrics_of
+from .running import notebooks_folder as notebooks_folder
+from .running import run as run
+from .running import stamp as stamp
+from .running import to_html as to_html

@@ -1,0 +1,9 @@
+from . import sampling as sampling
+from . import token_step as token_step
+from .sampling import Step as Step
+from .sampling import generate as generate
+from .sampling import left_pad as left_pad
+from .sampling import next_token_probabilities as next_token_probabilities
+from .sampling import right_pad as right_pad
+from .sampling import stream as stream
+from .token_step import TokenStep as TokenStep

@@ -1,0 +1,5 @@
+"""Changing a trained model: which weights train, several made one."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,2 @@
+from . import merging as merging
+from . import strategies as strategies

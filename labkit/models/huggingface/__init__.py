@@ -1,0 +1,5 @@
+"""The same weights in labkit and in Hugging Face transformers, both ways."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,13 @@
+from . import losses as losses
+from . import tasks as tasks
+from .losses import binary_cross_entropy as binary_cross_entropy
+from .losses import chunked_cross_entropy as chunked_cross_entropy
+from .losses import cross_entropy as cross_entropy
+from .tasks import NextSentenceModel as NextSentenceModel
+from .tasks import Objective as Objective
+from .tasks import causal_lm as causal_lm
+from .tasks import classification as classification
+from .tasks import contrastive as contrastive
+from .tasks import masked_lm_with_next_sentence as masked_lm_with_next_sentence
+from .tasks import routing as routing
+from .tasks import text_vectors as text_vectors

@@ -1,0 +1,13 @@
+from . import adamw8bit as adamw8bit
+from . import by_hand as by_hand
+from . import muon as muon
+from . import optimizers as optimizers
+from .adamw8bit import AdamW8bit as AdamW8bit
+from .muon import Muon as Muon
+from .optimizers import OPTIMIZERS as OPTIMIZERS
+from .optimizers import SCHEDULES as SCHEDULES
+from .optimizers import StepInBackward as StepInBackward
+from .optimizers import build as build
+from .optimizers import gradient_norm as gradient_norm
+from .optimizers import learning_rate as learning_rate
+from .optimizers import parameter_groups as parameter_groups

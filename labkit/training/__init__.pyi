@@ -1,0 +1,11 @@
+from . import checkpoint as checkpoint
+from . import loop as loop
+from . import probes as probes
+from . import run_folder as run_folder
+from .loop import mean_loss as mean_loss
+from .loop import train as train
+from .run_folder import Progress as Progress
+from .run_folder import Record as Record
+from .run_folder import Result as Result
+from .run_folder import RunFolder as RunFolder
+from .run_folder import TrainConfig as TrainConfig
