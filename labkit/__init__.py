@@ -1,14 +1,15 @@
-"""LLM Lab's training code: every piece of a language model, in teaching order.
+"""LLM Lab's training code: every piece of a language model, room by room.
 
     import labkit
+    labkit.load("runs/mine").generate("Once upon a time")
     labkit.models.scaled_dot_product_attention(q, k, v)
     labkit.training.train(model, labkit.objectives.causal_lm, batches, config)
 
-Submodules load when first named, so `import labkit` costs next to nothing.
+Rooms load when first named, so `import labkit` costs next to nothing.
 """
 
 import importlib
-from types import ModuleType
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -20,6 +21,7 @@ REPOSITORY = "https://github.com/llm-lab/llm-lab"
 ROOMS = (
     "errors",
     "runtime",
+    "atomic",
     "text",
     "batches",
     "models",
@@ -36,11 +38,15 @@ ROOMS = (
 )
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> Any:
+    if name == "load":
+        from labkit.generation.loaded import load
+
+        return load
     if name in ROOMS:
         return importlib.import_module(f"labkit.{name}")
     raise AttributeError(f"module 'labkit' has no attribute {name!r}; its rooms are {ROOMS}")
 
 
 def __dir__() -> list[str]:
-    return [*ROOMS, "REPOSITORY", "__version__"]
+    return [*ROOMS, "load", "REPOSITORY", "__version__"]

@@ -37,11 +37,13 @@ def parse(arguments: Sequence[str]) -> Any:
     chosen = _cli(arguments, commands.COMMANDS)
     if getattr(chosen, "resume", False):
         name = next(n for n, default in commands.COMMANDS.items() if type(default) is type(chosen))
-        saved = commands.saved_options(chosen.out, name)
+        from labkit.training.run_folder import began
+
+        saved = began(chosen.out, name)
         if saved is not None:
-            began = commands.from_dict(type(chosen), saved)
-            began = dataclasses.replace(began, resume=False)  # the flag is given again
-            chosen = _cli(arguments, {**commands.COMMANDS, name: began})
+            start = commands.from_dict(type(chosen), saved["options"])
+            start = dataclasses.replace(start, resume=False)  # the flag is given again
+            chosen = _cli(arguments, {**commands.COMMANDS, name: start})
     return chosen
 
 
@@ -56,7 +58,7 @@ def _cli(arguments: Sequence[str], defaults: dict[str, Any]) -> Any:
         args=list(arguments),
         prog="labkit",
         description=DESCRIPTION,
-        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
+        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes, tyro.conf.SuppressFixed),
     )
 
 
@@ -172,7 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _foreseen(error: Exception, out: Path | None) -> str | None:
     """A sentence for errors of the machine that any command may meet."""
-    from labkit.commands.shell import is_disk_full
+    from labkit.atomic import is_disk_full
 
     if is_disk_full(error):
         where = f" of {str(out)!r}" if out is not None else ""

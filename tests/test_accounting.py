@@ -41,10 +41,10 @@ CASES = [
 def test_parameters_and_flops_are_exact(shape):
     config = SHAPES[shape]
     model = Transformer(config)
-    assert accounting.parameters(config) == accounting.count_parameters(model)
+    assert counts.parameters(config) == counts.count_parameters(model)
     ids = torch.randint(512, (3, 20))
-    measured = accounting.measure_flops(lambda: model(ids))
-    assert measured == accounting.forward_flops(config, 3, 20)
+    measured = counts.measure_flops(lambda: model(ids))
+    assert measured == counts.forward_flops(config, 3, 20)
 
 
 ENCODER_DECODERS = {
@@ -60,12 +60,12 @@ ENCODER_DECODERS = {
 def test_parameters_and_flops_of_an_encoder_decoder_are_exact(shape, T, S):
     config = ENCODER_DECODERS[shape]
     model = EncoderDecoder(config)
-    assert accounting.parameters(config) == accounting.count_parameters(model)
+    assert counts.parameters(config) == counts.count_parameters(model)
     source, answer = torch.randint(512, (3, S)), torch.randint(512, (3, T))
-    measured = accounting.measure_flops(lambda: model(source, decoder_input_ids=answer))
-    assert measured == accounting.forward_flops(config, 3, T, S)
+    measured = counts.measure_flops(lambda: model(source, decoder_input_ids=answer))
+    assert measured == counts.forward_flops(config, 3, T, S)
     halves = sum(
-        accounting.forward_flops(dataclasses.replace(config, **half), 3, length)
+        counts.forward_flops(dataclasses.replace(config, **half), 3, length)
         for half, length in (
             ({"kind": "encoder", "vocabulary_head": False}, S),
             ({"kind": "decoder"}, T),
@@ -79,9 +79,9 @@ def test_training_is_three_forwards(shape):
     config = SHAPES[shape]
     model = Transformer(config)
     ids = torch.randint(512, (2, 20))
-    measured = accounting.measure_flops(lambda: model(ids).logits.sum().backward())
-    assert measured == 2 * 20 * accounting.flops_per_token(config, 20)
-    assert measured != 6 * accounting.parameters(config) * 40, "6N leaves out attention"
+    measured = counts.measure_flops(lambda: model(ids).logits.sum().backward())
+    assert measured == 2 * 20 * counts.flops_per_token(config, 20)
+    assert measured != 6 * counts.parameters(config) * 40, "6N leaves out attention"
 
 
 def measured_memory(config, model, batch_size, length, precision):
@@ -171,19 +171,19 @@ def test_frozen_parameters_cost_no_gradient():
     model = Transformer(config)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith("classifier"))
-    trainable = accounting.count_parameters(model, trainable=True)
+    trainable = counts.count_parameters(model, trainable=True)
     predicted = accounting.predict_memory(config, 2, 8, trainable=trainable)
     measured = accounting.measure_memory(model, lambda: model(torch.ones(2, 8).long()).logits.sum())
     assert predicted.gradients == measured.gradients == 4 * (64 * 4 + 4)
-    assert predicted.optimizer < 8 * accounting.parameters(config) / 100
+    assert predicted.optimizer < 8 * counts.parameters(config) / 100
 
 
 def test_utilisation_is_a_share_of_the_peak():
     config = dataclasses.replace(SHAPES["llama"])
-    per_token = accounting.flops_per_token(config, 64)
-    assert accounting.flop_utilisation(1000, config, 64, 2000 * per_token) == 0.5
+    per_token = counts.flops_per_token(config, 64)
+    assert counts.flop_utilisation(1000, config, 64, 2000 * per_token) == 0.5
     with pytest.raises(LabError, match="peak is 0"):
-        accounting.flop_utilisation(1000, config, 64, 0)
+        counts.flop_utilisation(1000, config, 64, 0)
 
 
 def test_what_cannot_be_predicted_is_named():

@@ -6,14 +6,13 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from labkit import accounting
 from labkit.batches import Batches, Windows
 from labkit.errors import LabError
-from labkit.evaluation import language_model
+from labkit.evaluation import language_model, mean_loss
 from labkit.generation import generate
-from labkit.models import LSTMLM, FeedForwardLM, compressed_bits_per_byte
+from labkit.models import LSTMLM, FeedForwardLM, compressed_bits_per_byte, counts
 from labkit.objectives import causal_lm
-from labkit.training import TrainConfig, mean_loss, train
+from labkit.training import TrainConfig, train
 
 V = 11
 
@@ -95,14 +94,14 @@ def test_tied_embeddings_are_one_matrix():
     tied, untied = lstm(), lstm(tied_embeddings=False)
     assert tied.output.weight is tied.embedding.weight
     assert untied.output.weight is not untied.embedding.weight
-    assert accounting.count_parameters(untied) - accounting.count_parameters(tied) == V * 6
+    assert counts.count_parameters(untied) - counts.count_parameters(tied) == V * 6
 
 
 def test_parameter_counts():
-    ff = accounting.count_parameters(feed_forward())
+    ff = counts.count_parameters(feed_forward())
     assert ff == V * 5 + (3 * 5 + 1) * 7 + (7 + 1) * V
-    assert accounting.count_parameters(feed_forward(direct=True)) - ff == 3 * 5 * V
-    assert accounting.count_parameters(lstm()) == V * 6 + 4 * 6 * (6 + 6 + 2) + V
+    assert counts.count_parameters(feed_forward(direct=True)) - ff == 3 * 5 * V
+    assert counts.count_parameters(lstm()) == V * 6 + 4 * 6 * (6 + 6 + 2) + V
 
 
 # --- the rest of the package takes them --------------------------------------------------------

@@ -10,8 +10,7 @@ import torch
 from labkit import bench
 from labkit.bench import finetuning, memory, quality
 from labkit.errors import LabError
-from labkit.models import Transformer
-from labkit.models.huggingface import weights as interop
+from labkit.models import Transformer, huggingface
 from labkit.text import train_bpe
 
 
@@ -68,7 +67,7 @@ def test_bits_per_byte_of_a_model_that_knows_nothing_and_of_one_model_in_two_lib
     torch.manual_seed(0)
     model = Transformer(dataclasses.replace(recipe.config, context_length=8)).eval()
     ours = quality.held_out(model, tokenizer, texts, 8, "fp32")
-    theirs = quality.held_out(interop.to_huggingface(model), tokenizer, texts, 8, "fp32")
+    theirs = quality.held_out(huggingface.to_huggingface(model), tokenizer, texts, 8, "fp32")
     assert ours == pytest.approx(theirs, rel=1e-5)
     torch.nn.init.zeros_(model.embedding.weight)
     ids = [i for text in texts for i in [*tokenizer.encode(text), tokenizer.end_of_text_id]]

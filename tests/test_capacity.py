@@ -26,7 +26,7 @@ LOW_MEMORY = Recipe(
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_shapes_have_the_published_number_of_parameters(name):
-    assert accounting.parameters(MODELS[name]) == PUBLISHED[name]
+    assert counts.parameters(MODELS[name]) == PUBLISHED[name]
 
 
 def test_torchtunes_full_fine_tuning_of_llama_3_1_8b():

@@ -19,8 +19,9 @@ from commands import SMALL, alone, here, labelled, losses, torchrun, write_rows,
 from labkit.__main__ import parse
 from labkit.commands import options
 from labkit.errors import LabError
-from labkit.models.huggingface import weights as interop
+from labkit.models import huggingface
 from labkit.text import Tokenizer, corpora, train_bpe
+from labkit.training import TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -93,10 +94,79 @@ def test_the_help_of_a_command_names_and_explains_every_option(command, capsys, 
     shown = " ".join(capsys.readouterr().out.split())
     kind = type(options.COMMANDS[command])
     explained = docstrings(kind)
-    assert set(explained) == {field.name for field in dataclasses.fields(kind)}
+    assert set(explained) == {f.name for f in dataclasses.fields(kind)} - {"train"}
+    of_the_loop = docstrings(TrainConfig)
+    explained = {name: explained.get(name) or of_the_loop[name] for name in FLAGS[command]}
     for name, text in explained.items():
         assert name.replace("_", "-") in shown.lower()
         assert text[:25] in shown, f"{command}: {name}"
+
+
+#: Every flag, frozen: who adds a setting to the loop adds it here on purpose, or marks it Fixed.
+OF_THE_LOOP = """optimizer min_learning_rate_ratio schedule weight_decay betas eps grad_clip
+    micro_batch_size step_in_backward precision device compile parallel seed patience restore_best
+    save_every keep"""
+FLAGS = {
+    "run": "chapters profile out seed",
+    "pretrain": f"""data out resume init tokenizer vocab_size text_column size architecture d_model
+        num_layers num_heads d_ff dropout context_length batch_tokens warmup_steps eval_tokens
+        {OF_THE_LOOP} steps learning_rate eval_every""",
+    "finetune": f"""data out resume model task validation test text_column label_column
+        prompt_column answer_column strategy epochs batch_size max_length learning_rate warmup
+        {OF_THE_LOOP}""",
+    "generate": """model prompt chat max_new_tokens temperature top_k top_p samples seed device""",
+    "evaluate": """model data split text_column label_column context_length batch_size precision
+        device json""",
+    "bench": "json quick only",
+    "lab": "port browser",
+    "doctor": "quick",
+}
+FLAGS = {command: names.split() for command, names in FLAGS.items()}
+
+
+@pytest.mark.parametrize("command", options.COMMANDS)
+def test_the_flags_of_a_command_are_these_and_no_others(command):
+    assert sorted(options.to_dict(options.COMMANDS[command])) == sorted(FLAGS[command])
+
+
+def test_every_setting_of_the_loop_is_a_flag_or_worked_out_by_the_command():
+    """Renaming or adding a field of TrainConfig shows here and in FLAGS."""
+    every = {field.name for field in dataclasses.fields(TrainConfig)}
+    assert every - set(FLAGS["pretrain"]) == set()
+    assert every - set(FLAGS["finetune"]) == {"steps", "warmup_steps", "eval_every"}
+
+
+def test_the_settings_of_the_loop_arrive_there(files):
+    """Flags that only pass through the command reach `metrics.jsonl` and the saved settings."""
+    out = files / "settings"
+    given = [
+        "--betas",
+        0.5,
+        0.6,
+        "--eps",
+        "1e-5",
+        "--schedule",
+        "constant",
+        "--learning-rate",
+        7e-3,
+    ]
+    assert here("pretrain", "--data", files / "a.txt", "--out", out, *SMALL, *given) == 0
+    saved = json.loads((out / "config.json").read_text())
+    assert (saved["train"]["betas"], saved["train"]["eps"]) == ([0.5, 0.6], 1e-5)
+    assert saved["options"]["schedule"] == "constant"
+    rates = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert {record["learning_rate"] for record in rates} == {7e-3}
+
+
+def test_options_that_an_earlier_version_wrote_are_read(files):
+    """Saved options stand on one level, as before the commands held a TrainConfig."""
+    kind = type(options.COMMANDS["pretrain"])
+    old = {"data": ["a.txt"], "out": "runs/x", "steps": 12, "warmup_steps": 3, "keep": 4}
+    read = options.from_dict(kind, old)
+    assert (read.train.steps, read.warmup_steps, read.train.keep) == (12, 3, 4)
+    assert options.to_dict(read)["learning_rate"] == 1e-3
+    with pytest.raises(LabError, match="'stepz' is no option of Pretrain"):
+        options.from_dict(kind, {"stepz": 3})
 
 
 @pytest.mark.parametrize(
@@ -156,7 +226,7 @@ def test_the_model_opens_in_transformers_with_the_same_logits(pretrained):
     assert ids[0].tolist() == Tokenizer.load(folder).encode("the red key")
     with torch.no_grad():
         theirs = AutoModelForCausalLM.from_pretrained(folder)(ids).logits
-        ours = interop.load_pretrained(folder)(ids).logits
+        ours = huggingface.load_pretrained(folder)(ids).logits
     torch.testing.assert_close(ours, theirs)
 
 

@@ -9,8 +9,8 @@ import torch
 from sklearn import metrics
 from torch import nn
 
+from labkit import evaluation
 from labkit.errors import LabError
-from labkit.evaluation import classification as evaluate
 
 
 @pytest.fixture
@@ -50,9 +50,9 @@ class Echo(nn.Module):
 
 def test_perplexity_and_bits_of_a_uniform_model():
     nats = 12 * math.log(256)
-    assert evaluate.perplexity(nats, 12) == pytest.approx(256)
-    assert evaluate.bits_per_byte(nats, 12) == pytest.approx(8)
-    assert evaluate.bits_per_byte(nats, 24) == pytest.approx(4)
+    assert evaluation.perplexity(nats, 12) == pytest.approx(256)
+    assert evaluation.bits_per_byte(nats, 12) == pytest.approx(8)
+    assert evaluation.bits_per_byte(nats, 24) == pytest.approx(4)
 
 
 def test_language_model_weighs_tokens_not_batches():
@@ -62,7 +62,7 @@ def test_language_model_weighs_tokens_not_batches():
         {"input_ids": torch.zeros(1, 3).long(), "labels": torch.tensor([[0, 0, 0]])},
         {"input_ids": torch.zeros(1, 3).long(), "labels": torch.tensor([[1, -100, -100]])},
     ]
-    score = evaluate.language_model(model, batches)
+    score = evaluation.language_model(model, batches)
     assert score.tokens == 4
     assert score.nats == pytest.approx(3 * math.log(2) + math.log(4), rel=1e-6)
     assert score.perplexity == pytest.approx(math.exp(score.loss))
@@ -71,7 +71,7 @@ def test_language_model_weighs_tokens_not_batches():
 def test_language_model_needs_a_target():
     batch = {"input_ids": torch.zeros(1, 2).long(), "labels": torch.full((1, 2), -100)}
     with pytest.raises(LabError, match="-100"):
-        evaluate.language_model(Unigram([0.0, 0.0]), [batch])
+        evaluation.language_model(Unigram([0.0, 0.0]), [batch])
 
 
 def test_classify_keeps_order_and_restores_every_mode():
@@ -82,7 +82,7 @@ def test_classify_keeps_order_and_restores_every_mode():
         {"features": x, "labels": y}
         for x, y in zip(features.split(2), labels.split(2), strict=True)
     ]
-    result = evaluate.classify(model, batches)
+    result = evaluation.classify(model, batches)
     assert torch.equal(result.logits_NC, features)
     assert torch.equal(result.labels_N, labels)
     assert torch.equal(result.predicted_N, features.argmax(1))
@@ -94,52 +94,52 @@ def test_classify_keeps_order_and_restores_every_mode():
 
 def test_modes_come_back_after_an_error():
     model = nn.Dropout(0.5)
-    with pytest.raises(ZeroDivisionError), evaluate.evaluating(model):
+    with pytest.raises(ZeroDivisionError), evaluation.evaluating(model):
         1 / 0  # noqa: B018
     assert model.training
 
 
 def test_classify_needs_a_batch():
     with pytest.raises(LabError, match="0 examples"):
-        evaluate.classify(Echo(), [])
+        evaluation.classify(Echo(), [])
 
 
 def test_scores_agree_with_scikit_learn(predictions):
     predicted, labels = predictions
-    counts = evaluate.confusion(predicted, labels, 4)
+    counts = evaluation.confusion(predicted, labels, 4)
     np.testing.assert_array_equal(counts, metrics.confusion_matrix(labels, predicted))
-    assert evaluate.accuracy(predicted, labels) == metrics.accuracy_score(labels, predicted)
-    assert evaluate.macro_f1(predicted, labels, 4) == pytest.approx(
+    assert evaluation.accuracy(predicted, labels) == metrics.accuracy_score(labels, predicted)
+    assert evaluation.macro_f1(predicted, labels, 4) == pytest.approx(
         metrics.f1_score(labels, predicted, average="macro")
     )
     theirs = metrics.precision_recall_fscore_support(labels, predicted)
-    ours = evaluate.per_class(counts)
+    ours = evaluation.per_class(counts)
     for name, values in zip(("precision", "recall", "f1", "support"), theirs, strict=True):
         np.testing.assert_allclose(ours[name], values)
 
 
 def test_a_class_that_is_never_predicted_has_f1_zero():
     predicted, labels = [0, 0, 0, 0], [0, 0, 0, 1]
-    assert evaluate.accuracy(predicted, labels) == 0.75
-    assert evaluate.macro_f1(predicted, labels, 2) == pytest.approx((6 / 7 + 0) / 2)
-    assert evaluate.macro_f1(predicted, labels, 5) == pytest.approx((6 / 7 + 0) / 2)
+    assert evaluation.accuracy(predicted, labels) == 0.75
+    assert evaluation.macro_f1(predicted, labels, 2) == pytest.approx((6 / 7 + 0) / 2)
+    assert evaluation.macro_f1(predicted, labels, 5) == pytest.approx((6 / 7 + 0) / 2)
 
 
 def test_confusion_names_an_impossible_class():
     with pytest.raises(LabError, match=r"label 5 is outside 0\.\.3"):
-        evaluate.confusion([0, 1], [0, 5], 4)
+        evaluation.confusion([0, 1], [0, 5], 4)
 
 
 def test_shapes_must_agree():
     with pytest.raises(LabError, match=r"argmax"):
-        evaluate.accuracy(np.zeros((3, 2)), np.zeros(3))
+        evaluation.accuracy(np.zeros((3, 2)), np.zeros(3))
 
 
 def test_calibration_by_hand():
     top = np.array([0.6, 0.6, 0.6, 0.6, 0.95, 0.95])
     probabilities = np.stack([top, 1 - top], 1)
     labels = np.array([0, 0, 1, 1, 0, 0])  # half right at 0.6; all right at 0.95
-    result = evaluate.calibration(probabilities, labels, bins=10)
+    result = evaluation.calibration(probabilities, labels, bins=10)
     assert result.ece == pytest.approx((4 * 0.1 + 2 * 0.05) / 6)
     assert result.count.tolist() == [0, 0, 0, 0, 0, 4, 0, 0, 0, 2]
     assert result.accuracy[5] == 0.5
@@ -148,7 +148,7 @@ def test_calibration_by_hand():
 
 
 def test_a_bin_holds_its_upper_limit():
-    result = evaluate.calibration([[0.5, 0.5], [1.0, 0.0]], [0, 0], bins=4)
+    result = evaluation.calibration([[0.5, 0.5], [1.0, 0.0]], [0, 0], bins=4)
     assert result.count.tolist() == [0, 1, 0, 1]
 
 
@@ -159,7 +159,7 @@ def test_calibration_agrees_with_scikit_learn():
     p = rng.random(500)
     probabilities = np.stack([1 - p, p], 1)
     labels = (rng.random(500) < p**2).astype(int)
-    result = evaluate.calibration(probabilities, labels, bins=10)
+    result = evaluation.calibration(probabilities, labels, bins=10)
     right = probabilities.argmax(1) == labels
     accuracy, confidence = calibration_curve(right, probabilities.max(1), n_bins=10)
     kept = result.count > 0
@@ -172,20 +172,20 @@ def test_a_calibrated_model_has_a_small_error_and_an_overconfident_one_a_large_o
     logits = rng.normal(size=(20_000, 3))
     probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     labels = np.array([rng.choice(3, p=row) for row in probabilities])
-    assert evaluate.calibration(probabilities, labels).ece < 0.02
+    assert evaluation.calibration(probabilities, labels).ece < 0.02
     sharp = torch.tensor(4 * logits)
-    assert evaluate.calibration(sharp.softmax(1), labels).ece > 0.2
-    assert evaluate.fit_temperature(sharp, labels) == pytest.approx(4, rel=0.05)
+    assert evaluation.calibration(sharp.softmax(1), labels).ece > 0.2
+    assert evaluation.fit_temperature(sharp, labels) == pytest.approx(4, rel=0.05)
 
 
 def test_calibration_refuses_logits():
     with pytest.raises(LabError, match="softmax"):
-        evaluate.calibration(np.array([[3.0, -1.0]]), [0])
+        evaluation.calibration(np.array([[3.0, -1.0]]), [0])
 
 
 def test_bootstrap_of_a_mean_is_the_normal_interval():
     values = np.random.default_rng(3).normal(5, 2, 2_000)
-    interval = evaluate.bootstrap_interval(lambda x: float(x.mean()), values, resamples=2_000)
+    interval = evaluation.bootstrap_interval(lambda x: float(x.mean()), values, resamples=2_000)
     half = 1.96 * values.std(ddof=1) / math.sqrt(len(values))
     assert interval.estimate == pytest.approx(values.mean())
     assert interval.low == pytest.approx(values.mean() - half, abs=0.015)
@@ -194,7 +194,7 @@ def test_bootstrap_of_a_mean_is_the_normal_interval():
 
 def test_bootstrap_resamples_rows_together():
     labels = np.arange(50) % 5
-    interval = evaluate.bootstrap_interval(evaluate.accuracy, labels, torch.tensor(labels))
+    interval = evaluation.bootstrap_interval(evaluation.accuracy, labels, torch.tensor(labels))
     assert interval == (1.0, 1.0, 1.0)
 
 
@@ -209,14 +209,14 @@ def test_bootstrap_resamples_rows_together():
 )
 def test_bootstrap_bad_input(arrays, options, message):
     with pytest.raises(LabError, match=message):
-        evaluate.bootstrap_interval(lambda *a: 0.0, *arrays, **options)
+        evaluation.bootstrap_interval(lambda *a: 0.0, *arrays, **options)
 
 
 def test_error_table_shows_the_largest_loss_first_and_ends_with_near_misses():
     probabilities = np.array([[0.9, 0.1], [0.4, 0.6], [0.8, 0.2], [0.01, 0.99], [0.7, 0.3]])
     labels = [0, 0, 1, 0, 0]
     texts = ["right", "unsure", "wrong " * 50, "sure  and\nwrong", "near miss"]
-    table = evaluate.error_table(texts, probabilities, labels, ["a", "b"], count=4, width=20)
+    table = evaluation.error_table(texts, probabilities, labels, ["a", "b"], count=4, width=20)
     assert table["index"].tolist() == [3, 2, 1, 4]
     assert table["predicted"].tolist() == ["b", "a", "b", "a"]
     assert table["label"].tolist() == ["a", "b", "a", "a"]

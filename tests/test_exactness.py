@@ -52,6 +52,7 @@ from labkit.objectives import causal_lm, losses
 from labkit.optim import by_hand as updates
 from labkit.text import SPECIAL_TOKENS, bpe, corpora, from_merges, train_bpe
 from labkit.training import checkpoint, train
+from labkit.training import loop as updating
 
 TINY = {"vocab_size": 61, "context_length": 24, "d_model": 32, "num_layers": 2, "num_heads": 4}
 SHAPES = {
@@ -445,7 +446,7 @@ def test_step_in_backward_equals_the_ordinary_step(optimizer, precision, monkeyp
 
         factor = property(lambda self: 1.0, lambda self, value: None)  # pyright: ignore
 
-    monkeypatch.setattr(optim.optimizers, "StepInBackward", Undivided)
+    monkeypatch.setattr(updating, "StepInBackward", Undivided)
     assert not same(wider(step_in_backward=True, **settings), ordinary)
 
 

@@ -8,11 +8,11 @@ from torch.testing import assert_close
 from training import VOCAB, config, tiny_model
 
 from labkit import objectives
-from labkit.accounting import measure_flops
 from labkit.batches import Batches, stack
 from labkit.errors import LabError
 from labkit.evaluation import language_model
 from labkit.models import BayesianEnsemble, Ensemble, HardRouting, Router, SoftRouting, experts
+from labkit.models.counts import measure_flops
 from labkit.training import train
 
 

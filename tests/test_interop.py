@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from labkit import accounting
 from labkit.errors import LabError
-from labkit.models import EncoderDecoder, Transformer, TransformerConfig
+from labkit.models import EncoderDecoder, Transformer, TransformerConfig, counts
 from labkit.models.huggingface import (
     from_huggingface,
     load_pretrained,
@@ -50,7 +49,7 @@ def test_an_encoder_decoder_opens_as_a_sequence_to_sequence_model(tmp_path):
     stored = list((tmp_path).glob("*.safetensors"))
     assert len(stored) == 1
     once_more = 4 * model.get_input_embeddings().weight.numel()
-    largest = 4 * accounting.parameters(model.config) + once_more
+    largest = 4 * counts.parameters(model.config) + once_more
     assert stored[0].stat().st_size < largest, "the shared table is stored once"
 
 

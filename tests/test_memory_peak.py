@@ -8,7 +8,7 @@ import torch
 from labkit import accounting, objectives
 from labkit.accounting import Peak, PeakTracker, Recipe
 from labkit.errors import LabError
-from labkit.models import Transformer, TransformerConfig
+from labkit.models import Transformer, TransformerConfig, counts
 from labkit.objectives import losses
 
 SMALL = {"d_model": 128, "num_layers": 3, "num_heads": 4, "vocab_size": 3000}
@@ -133,7 +133,7 @@ def test_sixteen_bytes_a_parameter_as_in_zero():
     config = TransformerConfig.gpt2(dropout=0.0, d_model=1600, num_layers=48, num_heads=25)
     memory = accounting.predict_memory(config, 1, 8)
     states = memory.weights + memory.gradients + memory.optimizer
-    assert states == 16 * accounting.parameters(config)
+    assert states == 16 * counts.parameters(config)
     assert 24e9 < states < 25.5e9
     assert 16 * 7.5e9 == 120e9
 

@@ -11,8 +11,9 @@ from training import config, ragged_batches, tiny_model, weights
 
 from labkit.batches import Batches, Pad, Windows
 from labkit.errors import LabError
+from labkit.evaluation import mean_loss
 from labkit.objectives import causal_lm, classification
-from labkit.training import TrainConfig, checkpoint, mean_loss, train
+from labkit.training import TrainConfig, checkpoint, train
 
 
 def test_training_learns_a_repeating_sequence():
@@ -121,7 +122,7 @@ def test_an_update_without_targets_is_named():
         ({"betas": (0.9, 1.0)}, "betas"),
         (
             {"schedule": "step"},
-            "schedule step is out of range: choose cosine, linear, constant, range_test",
+            "schedule step is out of range: choose cosine, linear, constant or range_test",
         ),
         ({"precision": "int8"}, "precision int8"),
         ({"micro_batch_size": -2}, "micro_batch_size -2"),

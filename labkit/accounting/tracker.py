@@ -22,7 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from labkit.accounting.peak import Peak
-from labkit.optim import optimizers as optim
+from labkit.optim.optimizers import build
+from labkit.optim.step_in_backward import StepInBackward
 
 
 class PeakTracker(TorchDispatchMode):
@@ -123,8 +124,8 @@ def measure_peak(
     Returns:
         Bytes by part.
     """
-    stepper = optim.build(model, learning_rate=0.0, optimizer=optimizer, weight_decay=0.0)
-    early = optim.StepInBackward(stepper) if step_in_backward else None
+    stepper = build(model, learning_rate=0.0, optimizer=optimizer, weight_decay=0.0)
+    early = StepInBackward(stepper) if step_in_backward else None
 
     def update(after_forward: Callable[[], None]) -> None:
         for _ in range(micro_batches):

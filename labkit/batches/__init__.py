@@ -21,40 +21,6 @@ arXiv:2107.02027 (packing without cross-contamination); Devlin et al. 2019, arXi
 (masking, next sentence); Raffel et al. 2020, arXiv:1910.10683 (span corruption).
 """
 
-from labkit.batches.corruption import CorruptSpans, MaskTokens, in_turn, restore_spans
-from labkit.batches.examples import Pad, Windows, instruction_example, pack_documents, stack
-from labkit.batches.order import Batches
-from labkit.batches.pairs import (
-    NextSentence,
-    SentenceOrder,
-    document_windows,
-    neighbours,
-    pair_groups,
-)
-from labkit.batches.tokens import TokenWriter, read_tokens, write_tokens
-from labkit.batches.types import IGNORE_INDEX, Batch, Corruption, Example
+import lazy_loader
 
-__all__ = [
-    "IGNORE_INDEX",
-    "Batch",
-    "Batches",
-    "CorruptSpans",
-    "Corruption",
-    "Example",
-    "MaskTokens",
-    "NextSentence",
-    "Pad",
-    "SentenceOrder",
-    "TokenWriter",
-    "Windows",
-    "document_windows",
-    "in_turn",
-    "instruction_example",
-    "neighbours",
-    "pack_documents",
-    "pair_groups",
-    "read_tokens",
-    "restore_spans",
-    "stack",
-    "write_tokens",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -6,6 +6,7 @@ Sources: Brown et al. 2020, arXiv:2005.14165 (windows over a token stream); Krel
 arXiv:2107.02027 (packing without cross-contamination).
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from labkit.batches.types import IGNORE_INDEX, Batch, Example
 from labkit.errors import LabError
+from labkit.text.tokenizers import Tokenizer
 
 
 class Windows:
@@ -98,27 +100,42 @@ def _packed_item(pieces: list[Sequence[int]], context_length: int) -> Example:
     return item
 
 
-def instruction_example(
-    prompt_ids: Sequence[int], answer_ids: Sequence[int], end_id: int
-) -> Example:
-    """One prompt and its answer; the loss counts the answer and the end token only.
+def classification_examples(
+    tokenizer: Tokenizer, texts: list[str], labels: list[int], max_length: int
+) -> list[Example]:
+    """Texts as token ids, cut to `max_length` but with their last token (BERT's [SEP]) kept.
 
-    Returns:
-        `input_ids` and `labels`, both (len(prompt) + len(answer),); labels are -100 over the
-        prompt, except that its last position predicts the first token of the answer.
-
-    Raises:
-        LabError: the prompt or the answer is empty.
+    Item: input_ids (T,), labels () with the class.
     """
-    if not len(prompt_ids) or not len(answer_ids):
-        raise LabError(
-            f"prompt of {len(prompt_ids)} and answer of {len(answer_ids)} tokens: both need at "
-            "least 1, or there is nothing to condition on or nothing to learn"
-        )
-    ids = torch.as_tensor([*prompt_ids, *answer_ids, end_id])
-    labels = ids[1:].clone()
-    labels[: len(prompt_ids) - 1] = IGNORE_INDEX
-    return {"input_ids": ids[:-1], "labels": labels}
+    examples = []
+    for ids, label in zip(tokenizer.encode_batch(texts), labels, strict=True):
+        ids = ids or [tokenizer.end_of_text_id]
+        if len(ids) > max_length:
+            ids = [*ids[: max_length - 1], ids[-1]]
+        examples.append({"input_ids": torch.tensor(ids), "labels": torch.tensor(label)})
+    return examples
+
+
+class Contexts:
+    """Contexts of T tokens that hold each token of a stream but the first once as a target.
+
+    The last one is filled up with padding whose labels do not count; a causal model does not look
+    ahead, so it needs no mask. Item: input_ids (T,), labels (T,).
+    """
+
+    def __init__(self, tokens: np.ndarray, context_length: int, pad_id: int):
+        self.tokens, self.context_length, self.pad_id = tokens, context_length, pad_id
+
+    def __len__(self) -> int:
+        return math.ceil((len(self.tokens) - 1) / self.context_length)
+
+    def __getitem__(self, index: int) -> Example:
+        T = self.context_length
+        chunk = torch.from_numpy(self.tokens[index * T : index * T + T + 1].astype(np.int64))
+        ids = torch.full((T,), self.pad_id)
+        labels = torch.full((T,), IGNORE_INDEX)
+        ids[: len(chunk) - 1], labels[: len(chunk) - 1] = chunk[:-1], chunk[1:]
+        return {"input_ids": ids, "labels": labels}
 
 
 def stack(examples: Sequence[Example]) -> Batch:

@@ -25,10 +25,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from labkit import accounting, runtime
+from labkit import runtime
 from labkit.batches import Batches
 from labkit.bench import finetuning, generation, memory, pretraining, quality
 from labkit.errors import LabError
+from labkit.models import counts
 from labkit.objectives import tasks as objectives
 from labkit.training.loop import train
 from labkit.training.run_folder import TrainConfig
@@ -125,7 +126,7 @@ def _pretraining(report: Report, sizes: Sizes, half: str) -> None:
     seconds = _interleaved(entries, sizes.rounds, measure_products)
     speed = {name: problem.tokens / s for name, s in seconds.items()}
     peaks = {precision: float(np.median(values)) for precision, values in rates.items()}
-    per_token = accounting.flops_per_token(problem.config, problem.config.context_length)
+    per_token = counts.flops_per_token(problem.config, problem.config.context_length)
     report.tokens_per_second = speed
     report.flop_utilisation = {
         name: rate * per_token / peaks["fp32" if "fp32" in name else half]
@@ -252,7 +253,7 @@ def run(sizes: Sizes = FULL, only: Sequence[str] = ()) -> Report:
             "torch": torch.__version__,
         },
         model={
-            "parameters": accounting.parameters(config),
+            "parameters": counts.parameters(config),
             "tokens_per_update": sizes.pretraining.tokens,
             "d_model": config.d_model,
             "num_layers": config.num_layers,

@@ -12,7 +12,7 @@ import torch
 
 from labkit.batches import Batches, Pad
 from labkit.bench.rivals import labkit_moments, trainer_moments
-from labkit.models.huggingface import weights as interop
+from labkit.models import huggingface
 from labkit.objectives import tasks as objectives
 from labkit.text import corpora
 
@@ -54,7 +54,7 @@ def _labkit(sizes: Sizes, precision: str) -> Callable[[], list[float]]:
     from transformers import AutoModel
 
     source: Any = AutoModel.from_pretrained(corpora.minilm_folder())
-    model = interop.from_huggingface(source, num_labels=5, pooling="first")
+    model = huggingface.from_huggingface(source, num_labels=5, pooling="first")
     examples = articles(sizes)
     steps = sizes.articles // sizes.batch_size
     data = Batches(

@@ -16,7 +16,7 @@ from labkit import runtime
 from labkit.bench.pretraining import Sizes, decoder
 from labkit.errors import LabError
 from labkit.generation.sampling import generate
-from labkit.models.huggingface import weights as interop
+from labkit.models import huggingface
 from labkit.models.transformer import Transformer
 
 PROMPT = 32
@@ -38,7 +38,7 @@ def contestants(
         LabError: two contestants write different tokens in fp32.
     """
     ours = decoder(sizes).eval()
-    theirs = interop.to_huggingface(ours).eval()
+    theirs = huggingface.to_huggingface(ours).eval()
     theirs.generation_config.eos_token_id = None
     entries = {}
     for precision in dict.fromkeys(("fp32", half)):

@@ -20,8 +20,8 @@ from labkit.batches import Batches, Windows
 from labkit.bench.pretraining import Unshifted
 from labkit.bench.rivals import labkit_moments, trainer_moments
 from labkit.errors import LabError
+from labkit.models import huggingface
 from labkit.models.config import TransformerConfig
-from labkit.models.huggingface import weights as interop
 from labkit.models.transformer import Transformer
 from labkit.objectives import tasks as objectives
 
@@ -60,7 +60,7 @@ def _trainer(**settings: Any) -> Callable:
     def run(half: str, smaller: bool) -> list[float]:
         ours = _model(smaller)
         data = Unshifted(_tokens(ours.config), LENGTH)
-        model = interop.to_huggingface(ours)
+        model = huggingface.to_huggingface(ours)
         del ours
         return trainer_moments(model, data, STEPS, BATCH, half, **settings)
 

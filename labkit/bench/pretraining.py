@@ -11,8 +11,8 @@ from torch import nn
 
 from labkit.batches import Batches, Windows
 from labkit.bench.rivals import labkit_moments, trainer_moments
+from labkit.models import huggingface
 from labkit.models.config import TransformerConfig
-from labkit.models.huggingface import weights as interop
 from labkit.models.transformer import Transformer
 from labkit.objectives import tasks as objectives
 
@@ -100,7 +100,7 @@ class Unshifted(Windows):
 
 
 def _trainer(sizes: Sizes, precision: str) -> Callable[[], list[float]]:
-    model = interop.to_huggingface(decoder(sizes))
+    model = huggingface.to_huggingface(decoder(sizes))
     data = Unshifted(windows(sizes).tokens, sizes.config.context_length)
 
     def run() -> list[float]:

@@ -16,13 +16,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from labkit import accounting
 from labkit.batches import Batches, Windows
 from labkit.bench.pretraining import Unshifted
 from labkit.bench.rivals import labkit_moments, trainer_moments
-from labkit.evaluation.classification import bits_per_byte
+from labkit.evaluation.language import bits_per_byte
+from labkit.models import counts, huggingface
 from labkit.models.config import TransformerConfig
-from labkit.models.huggingface import weights as interop
 from labkit.models.transformer import Transformer
 from labkit.objectives import tasks as objectives
 from labkit.text import corpora
@@ -131,7 +130,7 @@ def run(recipe: Recipe, seconds: float, precision: str) -> Outcome:
         spent,
         steps,
         steps * recipe.batch_size * recipe.context_length,
-        accounting.count_parameters(model),
+        counts.count_parameters(model),
     )
 
 
@@ -143,7 +142,7 @@ def _tokens(tokenizer: Tokenizer, texts: Any) -> np.ndarray:
 def _model(recipe: Recipe) -> nn.Module:
     torch.manual_seed(0)
     model = Transformer(recipe.config)
-    return interop.to_huggingface(model) if recipe.trainer else model
+    return huggingface.to_huggingface(model) if recipe.trainer else model
 
 
 def _train(

@@ -9,9 +9,7 @@ Sources: Devlin et al. 2019, appendix A.3 (rates, epochs); Ouyang et al. 2022 (i
 """
 
 import dataclasses
-import json
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,36 +17,32 @@ import torch
 from torch import nn
 
 from labkit import runtime
+from labkit.atomic import write_json
 from labkit.batches import Batches
 from labkit.commands import tasks
-from labkit.commands.options import Finetune, check, check_same, saved_options, to_dict
-from labkit.commands.shell import (
-    Progress,
-    check_free,
-    claim,
-    duration,
-    first,
-    longest_context,
-    model_folder,
-    open_classifier,
-    open_lm,
-    quiet_libraries,
-    say,
-    table,
-    whole,
-    write_json,
-)
-from labkit.commands.tasks import SPLITS, Task
+from labkit.commands.options import Finetune, check, to_dict
+from labkit.commands.shell import Progress, duration, say, table
+from labkit.commands.tasks import Task
 from labkit.errors import LabError
-from labkit.evaluation import classification as evaluate
+from labkit.evaluation.classification import (
+    Classified,
+    accuracy,
+    classify,
+    error_table,
+    macro_f1,
+)
+from labkit.evaluation.intervals import bootstrap_interval
+from labkit.evaluation.language import bits_per_byte, mean_loss
 from labkit.models.adapting import strategies
-from labkit.models.huggingface import weights as interop
+from labkit.models.config import context_length
+from labkit.models.huggingface.folders import open_classifier, open_lm, quiet_libraries
 from labkit.objectives.tasks import causal_lm, classification
+from labkit.text.corpora import SPLITS
 from labkit.text.tokenizers import Tokenizer
-from labkit.training.loop import mean_loss, train
-from labkit.training.run_folder import TrainConfig
-
-TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt")
+from labkit.training.config import TrainConfig
+from labkit.training.distributed.data import first, whole
+from labkit.training.loop import train
+from labkit.training.run_folder import began, begin, check_free, check_same, model_folder
 
 
 def finetune(options: Finetune) -> dict[str, Any] | None:
@@ -66,9 +60,9 @@ def finetune(options: Finetune) -> dict[str, Any] | None:
         task = tasks.read(options)
         folder = model_folder(options.model)
         tokenizer = Tokenizer.from_pretrained(folder)
-        torch.manual_seed(options.seed)
+        torch.manual_seed(options.train.seed)
         model = _open(task, folder, tokenizer)
-        limit = longest_context(model)
+        limit = context_length(model)
         if options.max_length > limit:
             options = dataclasses.replace(options, max_length=limit)
         data = {split: tasks.batches(task, tokenizer, options, split) for split in SPLITS}
@@ -87,16 +81,16 @@ def finetune(options: Finetune) -> dict[str, Any] | None:
                 settings,
                 validation=data["validation"],
                 on_step=progress,
+                tokenizer=folder,
             )
         finally:
             progress.close()
         if result.stopped == "interrupted":
             say(f"stopped by hand; continue with: labkit finetune --resume --out {options.out}")
             raise KeyboardInterrupt
-        model = whole(model, here, options.parallel, lambda: _open(task, folder, tokenizer))
+        model = whole(model, here, options.train.parallel)
         if here.rank:
             return None
-        _save(model, folder, options.out / "model")
         evaluation = _test(model, task, data["test"], options)
         evaluation |= {"best": result.best, "stopped": result.stopped, "steps": result.steps}
         write_json(options.out / "evaluation.json", evaluation)
@@ -113,54 +107,54 @@ def finetune(options: Finetune) -> dict[str, Any] | None:
 
 def _checked(options: Finetune) -> Finetune:
     train_config(options, 1)
-    check(options.epochs > 0, options, "epochs", "a number above 0")
+    check(0 < options.epochs < math.inf, options, "epochs", "a number above 0")
     check(options.batch_size >= 1, options, "batch_size", "at least 1")
     check(options.max_length >= 2, options, "max_length", "at least 2")
     check(0 <= options.warmup <= 1, options, "warmup", "0 to 1")
-    check(0 <= options.seed < 2**32, options, "seed", f"0 to {2**32 - 1}")
     ranks = runtime.world().size
     check(options.batch_size % ranks == 0, options, "batch_size", f"a multiple of {ranks}")
     check_free(options.out, options.resume)
     model_folder(options.model)
-    saved = saved_options(options.out, "finetune")
+    saved = began(options.out, "finetune")
     if saved is not None:
-        check_same(options, saved, options.out)
+        check_same(to_dict(options), saved["options"], options.out)
     elif options.resume:
         say(f"nothing to resume in {options.out}: starting")
-    device = runtime.pick_device(options.device)
-    rate = options.learning_rate or (5e-5 if options.strategy == "full" else 1e-3)
-    precision = runtime.pick_precision(device, options.precision)
-    return dataclasses.replace(options, precision=precision, learning_rate=rate)
+    device = runtime.pick_device(options.train.device)
+    precision: Any = runtime.pick_precision(device, options.train.precision)
+    return dataclasses.replace(
+        options,
+        learning_rate=_rate(options),
+        train=dataclasses.replace(options.train, precision=precision),
+    )
+
+
+def _rate(options: Finetune) -> float:
+    if options.learning_rate is not None:
+        return options.learning_rate
+    return 5e-5 if options.strategy == "full" else 1e-3
 
 
 def train_config(options: Finetune, steps_per_epoch: int) -> TrainConfig:
     """The loop's settings, in updates; checks their ranges."""
-    shared = {f.name for f in dataclasses.fields(TrainConfig)} & set(vars(options))
-    settings: dict[str, Any] = {name: getattr(options, name) for name in shared}
-    if settings["learning_rate"] is None:
-        del settings["learning_rate"]
+    check(0 < options.epochs < math.inf, options, "epochs", "a number above 0")
     steps = max(1, math.ceil(options.epochs * steps_per_epoch))
-    return TrainConfig(
-        **settings,
+    return options.train.settled(
         steps=steps,
+        learning_rate=_rate(options),
         warmup_steps=int(options.warmup * steps),
-        min_learning_rate_ratio=0.0,
-        schedule="linear",
-        betas=(0.9, 0.999),
         eval_every=max(1, steps_per_epoch // 2),
-        restore_best=True,
+        out=options.out,
+        resume=options.resume,
     )
 
 
 def _write_config(options: Finetune, task: Task) -> None:
-    saved = saved_options(options.out, "finetune")
-    file = options.out / "config.json"
+    saved = began(options.out, "finetune")
     if saved is None:
         facts = {"task": task.kind, "classes": task.classes, "data_sha256": task.fingerprint}
-        write_json(file, {"command": "finetune", "options": to_dict(options), **facts})
-        return
-    began = json.loads(file.read_text())["data_sha256"]
-    if began != task.fingerprint:
+        begin(options.out, "finetune", to_dict(options), **facts)
+    elif saved["data_sha256"] != task.fingerprint:
         raise LabError(
             f"the examples differ from those with which {options.out} began: resume with the same "
             "files, or choose another --out"
@@ -195,46 +189,38 @@ def _describe(task: Task, model: nn.Module, trained: list[str], settings: TrainC
     )
 
 
-def _save(model: nn.Module, origin: Path, out: Path) -> None:
-    with claim(out) as folder:
-        interop.save_pretrained(model, folder)
-        for pattern in TOKENIZER_FILES:
-            for file in origin.glob(pattern):
-                shutil.copy(file, folder / file.name)
-
-
 # --- the test set ------------------------------------------------------------------------------
 
 
 def _test(model: nn.Module, task: Task, batches: Batches, options: Finetune) -> dict[str, Any]:
     if task.kind == "classification":
-        scored = evaluate.classify(model, batches.evaluation_batches(), precision=options.precision)
-        errors = evaluate.error_table(
+        scored = classify(model, batches.evaluation_batches(), precision=options.train.precision)
+        errors = error_table(
             task.texts["test"], scored.probabilities_NC, scored.labels_N, task.classes
         )
         errors.to_csv(options.out / "errors.csv", index=False)
         scores = classifier_scores(scored, len(task.classes))
         say(score_table(scores))
         return {"test": scores}
-    mean, count = mean_loss(model, causal_lm, batches, precision=options.precision)
+    mean, count = mean_loss(model, causal_lm, batches, precision=options.train.precision)
     score: dict[str, Any] = {"loss": mean, "perplexity": math.exp(mean), "tokens": count}
     if task.kind == "text":
         size = sum(len(text.encode()) for text in task.texts["test"])
-        score["bits_per_byte"] = evaluate.bits_per_byte(mean * count, size)
+        score["bits_per_byte"] = bits_per_byte(mean * count, size)
     say(table([{"test": task.kind, **score}]))
     return {"test": score}
 
 
-def classifier_scores(scored: evaluate.Classified, num_classes: int) -> dict[str, Any]:
+def classifier_scores(scored: Classified, num_classes: int) -> dict[str, Any]:
     """Accuracy and macro-F1, each with its 95 % bootstrap interval, and the examples behind."""
     predicted, labels = scored.predicted_N.numpy(), scored.labels_N.numpy()
 
-    def macro_f1(predicted: Any, labels: Any) -> float:
-        return evaluate.macro_f1(predicted, labels, num_classes)
+    def f1(predicted: Any, labels: Any) -> float:
+        return macro_f1(predicted, labels, num_classes)
 
     scores: dict[str, Any] = {
-        name: evaluate.bootstrap_interval(metric, predicted, labels)._asdict()
-        for name, metric in (("accuracy", evaluate.accuracy), ("macro_f1", macro_f1))
+        name: bootstrap_interval(metric, predicted, labels)._asdict()
+        for name, metric in (("accuracy", accuracy), ("macro_f1", f1))
     }
     return {**scores, "examples": len(labels)}
 

@@ -4,40 +4,27 @@ Both take a run folder or any model folder. A language model is scored in bits p
 compares models of different vocabularies; a classifier by accuracy and macro-F1.
 """
 
-import itertools
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from labkit import runtime
-from labkit.batches import Batches, Pad
+from labkit.batches import Batches, Pad, classification_examples
 from labkit.commands.finetuning import classifier_scores, score_table
 from labkit.commands.options import Evaluate, Generate, check
-from labkit.commands.shell import (
-    chat_ids,
-    is_classifier,
-    longest_context,
-    model_folder,
-    open_classifier,
-    open_lm,
-    quiet_libraries,
-    say,
-    score_text,
-    table,
-    token_stream,
-)
-from labkit.commands.tasks import classification_examples, labelled_file
+from labkit.commands.shell import say, table
 from labkit.errors import LabError
-from labkit.evaluation import classification as scoring
-from labkit.generation import sampling
+from labkit.evaluation.classification import classify
+from labkit.generation.loaded import MOST_CONTEXT, LanguageModel, load
+from labkit.models.config import context_length
+from labkit.models.huggingface.folders import is_classifier, open_classifier, quiet_libraries
 from labkit.text import corpora
 from labkit.text.tokenizers import Tokenizer
-
-MOST_CONTEXT = 1024
+from labkit.training.run_folder import model_folder
 
 
 def generate(options: Generate) -> list[str]:
@@ -52,29 +39,19 @@ def generate(options: Generate) -> list[str]:
     check(0 <= options.temperature < math.inf, options, "temperature", "0 or more")
     check(options.top_k is None or options.top_k >= 1, options, "top_k", "at least 1")
     check(options.top_p is None or 0 < options.top_p <= 1, options, "top_p", "above 0, at most 1")
-    if options.chat and not options.prompt:
-        raise LabError("chat needs a prompt: give --prompt")
-    folder = model_folder(options.model)
     quiet_libraries()
-    tokenizer = Tokenizer.from_pretrained(folder)
-    model = open_lm(folder).to(runtime.pick_device(options.device))
-    if options.chat:
-        ids = chat_ids(tokenizer, options.prompt)
-    else:
-        ids = [tokenizer.end_of_text_id, *tokenizer.encode(options.prompt)]
-    room = min(options.max_new_tokens, longest_context(model) - 1)
-    answers = sampling.generate(
-        model,
-        [ids] * options.samples,
-        room,
-        options.temperature,
-        options.top_k,
-        options.top_p,
-        options.seed,
-        tokenizer.end_of_text_id,
+    answers = load(options.model, device=options.device).generate(
+        options.prompt,
+        chat=options.chat,
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        seed=options.seed,
+        samples=options.samples,
     )
     shown = "" if options.chat else options.prompt
-    texts = [shown + tokenizer.decode(answer) for answer in answers]
+    texts = [shown + answer for answer in answers]
     print("\n---\n".join(texts))
     return texts
 
@@ -91,16 +68,11 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
         check(options.context_length >= 1, options, "context_length", "at least 1")
     folder = model_folder(options.model)
     quiet_libraries()
-    classifier = is_classifier(folder)
-    tokenizer = Tokenizer.from_pretrained(folder)
-    model: Any = (open_classifier(folder) if classifier else open_lm(folder)).eval()
-    model.to(runtime.pick_device(options.device))
-    T = options.context_length or min(longest_context(model), MOST_CONTEXT)
-    if longest_context(model) < T:
-        longest = longest_context(model)
-        raise LabError(f"context_length {T} is out of range: the model reads at most {longest}")
-    score = _score_classes if classifier else _score_language
-    scores = {source: score(model, tokenizer, source, T, options) for source in options.data}
+    if classifier := is_classifier(folder):
+        score = _classifier_score(folder, options)
+    else:
+        score = _language_score(load(folder, device=options.device), options)
+    scores = {source: score(source) for source in options.data}
     if options.json:
         say(json.dumps({"model": str(options.model), "scores": scores}))
     elif classifier:
@@ -115,31 +87,42 @@ def _own_file(source: str) -> bool:
     return source not in corpora.names() and not source.startswith("hub:")
 
 
-def _score_language(
-    model: Any, tokenizer: Tokenizer, source: str, T: int, options: Evaluate
-) -> dict[str, Any]:
-    if _own_file(source) and options.split is None:
-        texts = list(corpora.load_text(source, options.text_column)["text"])
-    else:
-        columns = {"text_column": options.text_column} if _own_file(source) else {}
-        texts = list(corpora.load(source, options.split or "test", **columns)["text"])
-    end = tokenizer.end_of_text_id
-    stream = ([*ids, end] for ids in token_stream(tokenizer, texts))
-    tokens = np.fromiter(itertools.chain.from_iterable(stream), dtype=np.int64)
-    size = sum(len(text.encode()) for text in texts)
-    precision = runtime.pick_precision(next(model.parameters()).device, options.precision)
-    return score_text(model, tokens, size, T, batch_size=options.batch_size, precision=precision)
+def _language_score(opened: LanguageModel, options: Evaluate) -> Callable[[str], dict[str, Any]]:
+    device = next(opened.model.parameters()).device
+    precision = runtime.pick_precision(device, options.precision)
+
+    def score(source: str) -> dict[str, Any]:
+        if _own_file(source) and options.split is None:
+            texts = corpora.load_text(source, options.text_column)["text"]
+        else:
+            columns = {"text_column": options.text_column} if _own_file(source) else {}
+            texts = corpora.load(source, options.split or "test", **columns)["text"]
+        return opened.score(
+            list(texts),
+            context_length=options.context_length,
+            batch_size=options.batch_size,
+            precision=precision,
+        )
+
+    return score
 
 
-def _score_classes(
-    model: Any, tokenizer: Tokenizer, source: str, T: int, options: Evaluate
-) -> dict[str, Any]:
+def _classifier_score(folder: Path, options: Evaluate) -> Callable[[str], dict[str, Any]]:
+    tokenizer = Tokenizer.from_pretrained(folder)
+    model: Any = open_classifier(folder).eval().to(runtime.pick_device(options.device))
     classes = [model.config.id2label[i] for i in range(model.config.num_labels)]
     names = {"text_column": options.text_column, "label_column": options.label_column}
-    if _own_file(source) and options.split is None:
-        texts, labels = labelled_file(Path(source), classes, **names)
-    else:
-        rows = corpora.load(source, options.split or "test", **(names if _own_file(source) else {}))
+    longest = context_length(model)
+    T = options.context_length or min(longest, MOST_CONTEXT)
+    if longest < T:
+        raise LabError(f"context_length {T} is out of range: the model reads at most {longest}")
+
+    def score(source: str) -> dict[str, Any]:
+        if _own_file(source) and options.split is None:
+            rows = corpora.load_labelled(source, **names, classes=classes)
+        else:
+            columns = names if _own_file(source) else {}
+            rows = corpora.load(source, options.split or "test", **columns)
         if "label" not in rows.column_names:
             raise LabError(f"{source} has no labels: a classifier is scored on labelled texts")
         known = rows.features["label"].names
@@ -148,10 +131,11 @@ def _score_classes(
                 f"{source} has label {strange[0]!r}, which is none of the model's classes: "
                 f"{', '.join(classes)}"
             )
-        texts = list(rows["text"])
         labels = [classes.index(known[label]) for label in rows["label"]]
-    examples = classification_examples(tokenizer, texts, labels, T)
-    batches = Batches(examples, options.batch_size, Pad(tokenizer.pad_id))
-    with torch.inference_mode():
-        scored = scoring.classify(model, batches.evaluation_batches(), precision=options.precision)
-    return classifier_scores(scored, len(classes))
+        examples = classification_examples(tokenizer, list(rows["text"]), labels, T)
+        batches = Batches(examples, options.batch_size, Pad(tokenizer.pad_id))
+        with torch.inference_mode():
+            scored = classify(model, batches.evaluation_batches(), precision=options.precision)
+        return classifier_scores(scored, len(classes))
+
+    return score

@@ -1,9 +1,12 @@
 """What each command of `labkit` takes: one frozen dataclass a command, one docstring a field.
 
-    labkit pretrain --data my.txt --steps 500   -> tyro -> Pretrain(data=("my.txt",), steps=500)
-    config.json of a run  -> from_dict -> the same Pretrain: `--resume` needs nothing but `--out`
+    labkit pretrain --data my.txt --steps 500
+        -> tyro -> Pretrain(data=("my.txt",), train=Training(steps=500)) -> settled() -> TrainConfig
+    config.json of a run -> from_dict -> the same Pretrain: `--resume` needs nothing but `--out`
 
-`labkit --help` is made from this module alone, so it imports neither torch nor any data library.
+A command that trains holds the loop's own `TrainConfig`: each of its settings is a flag, but for
+those that the command works out itself (marked Fixed). `labkit --help` is made from this module
+alone, so it imports neither torch nor any data library.
 """
 
 import dataclasses
@@ -13,20 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
-from tyro.conf import Positional
+from tyro.conf import Fixed, Positional
 
 from labkit.errors import LabError
+from labkit.training.config import Precision, TrainConfig
 
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda"]
 BenchPart = Literal["pretraining", "finetuning", "generation", "memory", "overhead", "quality"]
 T = TypeVar("T")
-
-#: Fields that may change when a run is resumed: they do not change what is learned.
-FREE_ON_RESUME = {
-    "out", "resume", "micro_batch_size", "device", "compile", "parallel", "save_every", "keep",
-    "step_in_backward",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -41,6 +38,43 @@ class Run:
     """Folder for the executed notebooks, metrics.json and index.html."""
     seed: int = 0
     """The notebooks' seed, 0 to 2^32 - 1."""
+
+
+@dataclass(frozen=True)
+class Training(TrainConfig):
+    """The loop's settings, before the command has worked out the rest of them."""
+
+    out: Fixed[Path | None] = None
+    resume: Fixed[bool] = False
+
+    def __post_init__(self) -> None:
+        """Nothing is checked before `settled`, so that a mistake is one sentence of ours."""
+
+    def settled(self, **worked_out: Any) -> TrainConfig:
+        """The settings that `training.train` takes.
+
+        Raises:
+            LabError: a value is out of range; the message names it and what is allowed.
+        """
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(TrainConfig)}
+        return TrainConfig(**(values | worked_out))
+
+
+@dataclass(frozen=True)
+class PretrainTraining(Training):
+    """How to train."""
+
+    warmup_steps: Fixed[int] = 0
+
+
+@dataclass(frozen=True)
+class FinetuneTraining(Training):
+    """How to train."""
+
+    steps: Fixed[int] = 1
+    learning_rate: Fixed[float] = 1.0
+    warmup_steps: Fixed[int] = 0
+    eval_every: Fixed[int] = 0
 
 
 @dataclass(frozen=True)
@@ -83,42 +117,11 @@ class Pretrain:
     """Tokens the model sees at once, at least 1."""
     batch_tokens: int = 8192
     """Tokens per update over all processes, a multiple of context_length."""
-    steps: int = 1000
-    """Updates in the whole run, at least 1."""
-    optimizer: Literal["adamw", "muon", "adamw8bit"] = "adamw"
-    """adamw; muon for the matrices of the blocks (AdamW for the rest): often learns faster; or
-    adamw8bit, whose moments take a byte each."""
-    learning_rate: float = 1e-3
-    """Peak rate, above 0; continuing a pretrained model wants less (1e-4)."""
     warmup_steps: int | None = None
     """Updates of linear warm-up, 0 or more; None: a twentieth of steps, at most 200."""
-    weight_decay: float = 0.1
-    """Decoupled decay of matrices, 0 or more."""
-    grad_clip: float = 1.0
-    """Largest L2 norm of the gradient, 0 (off) or more."""
-    eval_every: int = 100
-    """Updates between evaluations, 0 (only at the end) or more."""
     eval_tokens: int = 65536
     """Validation tokens read in each of them, at least 1; the last one reads all."""
-    save_every: int = 100
-    """Updates between checkpoints, 0 (only at the end) or more."""
-    keep: int = 2
-    """Newest checkpoints to keep, at least 1."""
-    micro_batch_size: int | None = None
-    """Windows at a time on one process, at least 1 (never changes the result); None: all."""
-    step_in_backward: bool = False
-    """Free each gradient as soon as its parameter is updated (never changes the result); wants
-    --grad-clip 0, no micro-batches, one process, and not fp16."""
-    seed: int = 0
-    """Of weights, data order and dropout, 0 to 2^32 - 1."""
-    precision: Precision = "auto"
-    """Number format of matrix products; auto: what this machine does fastest, measured."""
-    device: Device = "auto"
-    """Where to train; auto: CUDA where there is one."""
-    compile: bool = False
-    """Compile the model with torch.compile (about 20 s at the start)."""
-    parallel: Literal["ddp", "fsdp"] = "ddp"
-    """Under torchrun: ddp copies the weights to each process, fsdp shards them."""
+    train: PretrainTraining = PretrainTraining(learning_rate=1e-3, eval_every=100, save_every=100)
 
 
 @dataclass(frozen=True)
@@ -155,41 +158,22 @@ class Finetune:
     """Train every parameter, or only the task's own layer."""
     epochs: float = 3.0
     """Passes over the training examples, above 0."""
-    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
-    """adamw, or adamw8bit, whose moments take a byte each."""
     batch_size: int = 32
     """Examples per update over all processes, at least 1."""
     max_length: int = 128
     """Longest example in tokens, at least 2; longer ones are cut."""
     learning_rate: float | None = None
-    """Peak rate of AdamW, above 0; None: 5e-5 (1e-3 for head)."""
-    weight_decay: float = 0.01
-    """Decoupled decay of matrices, 0 or more."""
+    """Peak rate, above 0; None: 5e-5 (1e-3 for head)."""
     warmup: float = 0.1
     """Share of the updates spent on warm-up, 0 to 1."""
-    grad_clip: float = 1.0
-    """Largest L2 norm of the gradient, 0 (off) or more."""
-    patience: int = 3
-    """Evaluations (two an epoch) without a better validation loss before stopping; 0: never."""
-    save_every: int = 0
-    """Updates between checkpoints, 0 (only at the end) or more."""
-    keep: int = 2
-    """Newest checkpoints to keep, at least 1."""
-    micro_batch_size: int | None = None
-    """Examples at a time on one process, at least 1 (never changes the result); None: all."""
-    step_in_backward: bool = False
-    """Free each gradient as soon as its parameter is updated (never changes the result); wants
-    --grad-clip 0, no micro-batches, one process, and not fp16."""
-    seed: int = 0
-    """Of the new layer, data order and dropout, 0 to 2^32 - 1."""
-    precision: Precision = "auto"
-    """Number format of matrix products; auto: what this machine does fastest, measured."""
-    device: Device = "auto"
-    """Where to train; auto: CUDA where there is one."""
-    compile: bool = False
-    """Compile the model with torch.compile."""
-    parallel: Literal["ddp", "fsdp"] = "ddp"
-    """Under torchrun: ddp copies the weights to each process, fsdp shards them."""
+    train: FinetuneTraining = FinetuneTraining(
+        schedule="linear",
+        min_learning_rate_ratio=0.0,
+        weight_decay=0.01,
+        betas=(0.9, 0.999),
+        patience=3,
+        restore_best=True,
+    )
 
 
 @dataclass(frozen=True)
@@ -293,9 +277,19 @@ def check(good: bool, options: Any, name: str, allowed: str) -> None:
         raise LabError(f"{name} {getattr(options, name)} is out of range: choose {allowed}")
 
 
+def _flags(kind: type) -> list[str]:
+    """The fields of a held `Training` that are flags of its command."""
+    hints = get_type_hints(kind, include_extras=True)
+    fixed = get_args(Fixed[int])[1]
+    return [name for name, hint in hints.items() if fixed not in getattr(hint, "__metadata__", ())]
+
+
 def to_dict(options: Any) -> dict[str, Any]:
-    """Options as JSON holds them."""
-    return json.loads(json.dumps(dataclasses.asdict(options), default=str))
+    """Options as JSON holds them: one level, as on the command line."""
+    values = {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}
+    if (train := values.pop("train", None)) is not None:
+        values |= {name: getattr(train, name) for name in _flags(type(train))}
+    return json.loads(json.dumps(values, default=str))
 
 
 def from_dict(kind: type[T], values: dict[str, Any]) -> T:
@@ -305,10 +299,17 @@ def from_dict(kind: type[T], values: dict[str, Any]) -> T:
         LabError: a key is no option of this command.
     """
     hints = get_type_hints(kind)
-    if unknown := sorted(set(values) - set(hints)):
-        known = ", ".join(hints)
+    training = hints.pop("train", None)
+    flags = _flags(training) if training else []
+    if unknown := sorted(set(values) - set(hints) - set(flags)):
+        known = ", ".join([*hints, *flags])
         raise LabError(f"{unknown[0]!r} is no option of {kind.__name__}: choose among {known}")
-    return kind(**{name: _as(hints[name], value) for name, value in values.items()})
+    own: dict[str, Any] = {n: _as(hints[n], v) for n, v in values.items() if n in hints}
+    if training:
+        types_of = get_type_hints(training)
+        given = {n: _as(types_of[n], v) for n, v in values.items() if n not in hints}
+        own["train"] = dataclasses.replace(kind().train, **given)  # pyright: ignore
+    return kind(**own)
 
 
 def _as(hint: Any, value: Any) -> Any:
@@ -316,35 +317,3 @@ def _as(hint: Any, value: Any) -> Any:
     if value is not None and Path in kinds:
         return Path(value)
     return tuple(value) if isinstance(value, list) else value
-
-
-def saved_options(out: Path, command: str) -> dict[str, Any] | None:
-    """The options with which the run in `out` began, or None where there is no run.
-
-    Raises:
-        LabError: the folder holds a run of another command, or its config.json is damaged.
-    """
-    file = out / "config.json"
-    if not file.exists():
-        return None
-    try:
-        saved = json.loads(file.read_text(encoding="utf-8"))
-        owner, values = saved.get("command"), saved.get("options")
-    except (ValueError, AttributeError) as error:
-        raise LabError(f"{file} is damaged ({error}): choose another --out") from error
-    if owner != command or not isinstance(values, dict):
-        raise LabError(
-            f"{out} holds a run of {owner or 'another program'}, not of labkit {command}: choose "
-            "another --out"
-        )
-    return values
-
-
-def check_same(options: Any, saved: dict[str, Any], out: Path) -> None:
-    """Raise a LabError where a resumed run would learn something else than it began with."""
-    for name, value in to_dict(options).items():
-        if name not in FREE_ON_RESUME and name in saved and saved[name] != value:
-            raise LabError(
-                f"{name} {value} differs from {saved[name]}, with which {out} began: resume with "
-                f"{saved[name]}, or choose another --out"
-            )

@@ -25,33 +25,22 @@ from torch import nn
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from labkit import runtime
-from labkit.batches import Batches, TokenWriter, Windows, read_tokens
-from labkit.commands.options import Pretrain, check, check_same, saved_options, to_dict
-from labkit.commands.shell import (
-    Contexts,
-    Progress,
-    check_free,
-    claim,
-    first,
-    longest_context,
-    model_folder,
-    open_lm,
-    quiet_libraries,
-    say,
-    score_text,
-    table,
-    whole,
-    write_json,
-)
+from labkit.atomic import claim, write_json
+from labkit.batches import Batches, Contexts, TokenWriter, Windows, read_tokens
+from labkit.commands.options import Pretrain, check, to_dict
+from labkit.commands.shell import Progress, say, table
 from labkit.errors import LabError
-from labkit.models.config import TransformerConfig
-from labkit.models.huggingface import weights as interop
+from labkit.evaluation.language import score_text
+from labkit.models.config import TransformerConfig, context_length
+from labkit.models.huggingface.folders import open_lm, quiet_libraries
 from labkit.models.transformer import Transformer
 from labkit.objectives.tasks import causal_lm
 from labkit.text import corpora, files
 from labkit.text.tokenizers import SMALLEST_VOCABULARY, Tokenizer, train_bpe
+from labkit.training.config import TrainConfig
+from labkit.training.distributed.data import first, whole
 from labkit.training.loop import train
-from labkit.training.run_folder import TrainConfig
+from labkit.training.run_folder import began, begin, check_free, check_same, model_folder
 
 #: Documents that are tokenized together, in parallel.
 DOCUMENTS_AT_A_TIME = 256
@@ -81,7 +70,7 @@ def pretrain(options: Pretrain) -> dict[str, Any] | None:
         options = first(here, lambda: prepare(options))
         facts = json.loads((options.out / "data" / "data.json").read_text())
         tokenizer = Tokenizer.load(options.out / "data" / "tokenizer")
-        torch.manual_seed(options.seed)
+        torch.manual_seed(options.train.seed)
         model = _build(options, tokenizer.vocab_size)
         batches, validation = _batches(options, facts, tokenizer)
         if here.rank == 0:
@@ -95,16 +84,17 @@ def pretrain(options: Pretrain) -> dict[str, Any] | None:
                 train_config(options),
                 validation=validation,
                 on_step=progress,
+                tokenizer=tokenizer,
             )
         finally:
             progress.close()
         if result.stopped == "interrupted":
             say(f"stopped by hand; continue with: labkit pretrain --resume --out {options.out}")
             raise KeyboardInterrupt
-        model = whole(model, here, options.parallel, lambda: _build(options, tokenizer.vocab_size))
+        model = whole(model, here, options.train.parallel)
         if here.rank:
             return None
-        return _finish(options, model, tokenizer, facts, result.steps)
+        return _finish(options, model, facts, result.steps)
 
 
 # --- before training ---------------------------------------------------------------------------
@@ -112,11 +102,10 @@ def pretrain(options: Pretrain) -> dict[str, Any] | None:
 
 def train_config(options: Pretrain) -> TrainConfig:
     """The loop's settings; checks their ranges."""
-    shared = {f.name for f in dataclasses.fields(TrainConfig)} & set(vars(options))
-    settings: dict[str, Any] = {name: getattr(options, name) for name in shared}
-    if settings["warmup_steps"] is None:
-        settings["warmup_steps"] = min(200, options.steps // 20)
-    return TrainConfig(**settings)
+    warmup_steps = options.warmup_steps
+    if warmup_steps is None:
+        warmup_steps = min(200, options.train.steps // 20)
+    return options.train.settled(warmup_steps=warmup_steps, out=options.out, resume=options.resume)
 
 
 def model_config(options: Pretrain, vocab_size: int) -> TransformerConfig:
@@ -144,28 +133,26 @@ def prepare(options: Pretrain) -> Pretrain:
     out = options.out
     _check(options)
     check_free(out, options.resume)
-    saved = saved_options(out, "pretrain")
+    saved = began(out, "pretrain")
     if saved is not None:
-        check_same(options, saved, out)
+        check_same(to_dict(options), saved["options"], out)
         if (out / "data" / "data.json").exists():
             return options
     elif options.resume:
         say(f"nothing to resume in {out}: starting")
-    device = runtime.pick_device(options.device)
+    device = runtime.pick_device(options.train.device)
+    precision: Any = runtime.pick_precision(device, options.train.precision)
     options = dataclasses.replace(
         options,
-        precision=runtime.pick_precision(device, options.precision),
         warmup_steps=train_config(options).warmup_steps,
+        train=dataclasses.replace(options.train, precision=precision),
     )
     with claim(out / "data") as folder:
         tokenizer = _write_data(options, folder)
         model = _build(options, tokenizer.vocab_size)
     ours = isinstance(model, Transformer)
     shape = dataclasses.asdict(model.config) if ours else str(options.init)
-    write_json(
-        out / "config.json",
-        {"command": "pretrain", "options": to_dict(options), "model": shape},
-    )
+    begin(out, "pretrain", to_dict(options), model=shape)
     return options
 
 
@@ -180,7 +167,6 @@ def _check(options: Pretrain) -> None:
             f"{max(1, round(tokens / T)) * T}"
         )
     check(options.eval_tokens >= 1, options, "eval_tokens", "at least 1")
-    check(0 <= options.seed < 2**32, options, "seed", f"0 to {2**32 - 1}")
     ranks = runtime.world().size
     if tokens // T % ranks:
         raise LabError(
@@ -258,11 +244,11 @@ def _columns(source: str, text_column: str) -> dict[str, Any]:
 
 def _build(options: Pretrain, vocab_size: int) -> nn.Module:
     if options.init is None:
-        torch.manual_seed(options.seed)
+        torch.manual_seed(options.train.seed)
         return Transformer(model_config(options, vocab_size))
     folder = model_folder(options.init)
     model: Any = open_lm(folder)
-    longest, known = longest_context(model), model.config.vocab_size
+    longest, known = context_length(model), model.config.vocab_size
     if options.context_length > longest:
         raise LabError(
             f"context_length {options.context_length} is longer than the {longest} tokens that "
@@ -289,19 +275,20 @@ def _batches(
         some = np.linspace(0, len(contexts) - 1, min(share, len(contexts))).astype(int)
         parts.append(Subset(contexts, some.tolist()))
     joined: Any = ConcatDataset(parts)
-    return Batches(windows, size, seed=options.seed), Batches(joined, size)
+    return Batches(windows, size, seed=options.train.seed), Batches(joined, size)
 
 
 def _describe(options: Pretrain, model: nn.Module, facts: dict[str, Any], batches: Batches) -> None:
     parameters = sum(p.numel() for p in model.parameters())
-    seen = options.steps * options.batch_tokens
+    steps = options.train.steps
+    seen = steps * options.batch_tokens
     say(
         f"model   {parameters:,} parameters, context of {options.context_length} tokens\n"
         f"data    {facts['train']['tokens']:,} tokens, {facts['train']['bytes']:,} bytes, from "
         f"{', '.join(options.data)}\n"
-        f"run     {options.steps:,} updates of {options.batch_tokens:,} tokens = "
-        f"{options.steps / batches.steps_per_epoch:.2f} epochs, {seen / parameters:.1f} tokens a "
-        f"parameter, {6 * parameters * seen:.2g} FLOPs, {options.precision}"
+        f"run     {steps:,} updates of {options.batch_tokens:,} tokens = "
+        f"{steps / batches.steps_per_epoch:.2f} epochs, {seen / parameters:.1f} tokens a "
+        f"parameter, {6 * parameters * seen:.2g} FLOPs, {options.train.precision}"
     )
 
 
@@ -309,15 +296,9 @@ def _describe(options: Pretrain, model: nn.Module, facts: dict[str, Any], batche
 
 
 def _finish(
-    options: Pretrain,
-    model: nn.Module,
-    tokenizer: Tokenizer,
-    facts: dict[str, Any],
-    steps: int,
+    options: Pretrain, model: nn.Module, facts: dict[str, Any], steps: int
 ) -> dict[str, Any]:
     out = options.out
-    with claim(out / "model") as folder:
-        interop.save_pretrained(model, folder, tokenizer)
     scores = {}
     for source in facts["validation"]:
         scores[source["name"]] = score_text(
@@ -326,7 +307,7 @@ def _finish(
             source["bytes"],
             options.context_length,
             batch_size=max(1, min(32, options.batch_tokens // options.context_length)),
-            precision=options.precision,
+            precision=options.train.precision,
         )
     evaluation = {"steps": steps, "validation": scores}
     write_json(out / "evaluation.json", evaluation)

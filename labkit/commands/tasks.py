@@ -12,15 +12,22 @@ from typing import Any
 
 import torch
 
-from labkit.batches import IGNORE_INDEX, Batches, Example, Pad, instruction_example
+from labkit.batches import (
+    IGNORE_INDEX,
+    Batches,
+    Pad,
+    answer_ids,
+    chat_ids,
+    classification_examples,
+    instruction_example,
+)
 from labkit.commands.options import Finetune
-from labkit.commands.shell import chat_ids, say
+from labkit.commands.shell import say
 from labkit.errors import LabError
-from labkit.text import cleaning as text
 from labkit.text import corpora, files
+from labkit.text.cleaning import split_by_hash
+from labkit.text.corpora import SPLITS
 from labkit.text.tokenizers import Tokenizer
-
-SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -97,33 +104,14 @@ def _labelled(options: Finetune) -> Task:
     texts = {split: list(splits[split]["text"]) for split in SPLITS}
     labels = {split: list(splits[split]["label"]) for split in SPLITS}
     for split, file in _files(options).items():
-        texts[split], labels[split] = labelled_file(file, classes, **names)
+        rows = corpora.load_labelled(file, **names, classes=classes)
+        texts[split], labels[split] = list(rows["text"]), list(rows["label"])
     for number, name in enumerate(classes):
         if number not in labels["train"]:
             raise LabError(
                 f"class {name!r} of {options.data} has no training example: give it more rows"
             )
     return Task("classification", classes, texts, labels)
-
-
-def labelled_file(
-    path: Path, classes: list[str], text_column: str, label_column: str
-) -> tuple[list[str], list[int]]:
-    """Texts and class ids of a file whose labels are known already.
-
-    Raises:
-        LabError: a label is none of the classes.
-    """
-    rows = files.rows(path)
-    texts = _cells(path, rows, text_column)
-    names = _cells(path, rows, label_column)
-    for number, name in enumerate(names, start=1):
-        if name not in classes:
-            raise LabError(
-                f"{path} row {number} has label {name!r}, which is none of the model's classes: "
-                f"{', '.join(classes)}"
-            )
-    return texts, [classes.index(name) for name in names]
 
 
 def _cells(path: str | Path, rows: list[dict[str, Any]], column: str) -> list[str]:
@@ -150,7 +138,7 @@ def _instructions(options: Finetune) -> Task:
                     answers[split].append(row["response"])
         return Task("instruction", [], texts, answers)
     prompts, replies = _pairs(options.data, options)
-    positions = text.split_by_hash(prompts, seed=0, **_shares(options))
+    positions = split_by_hash(prompts, seed=0, **_shares(options))
     for split in SPLITS:
         texts[split] = [prompts[i] for i in positions[split]]
         answers[split] = [replies[i] for i in positions[split]]
@@ -197,7 +185,7 @@ def batches(task: Task, tokenizer: Tokenizer, options: Finetune, split: str) -> 
         pairs = zip(texts, answers, strict=True)
         whole = [
             instruction_example(
-                chat_ids(tokenizer, prompt), _bare(tokenizer, answer), tokenizer.end_of_text_id
+                chat_ids(tokenizer, prompt), answer_ids(tokenizer, answer), tokenizer.end_of_text_id
             )
             for prompt, answer in pairs
         ]
@@ -221,22 +209,4 @@ def batches(task: Task, tokenizer: Tokenizer, options: Finetune, split: str) -> 
         examples = [{"input_ids": ids[:-1], "labels": ids[1:]} for ids in pieces]
     lengths = [len(e["input_ids"]) for e in examples] if split == "train" else None
     collate = Pad(tokenizer.pad_id)
-    return Batches(examples, options.batch_size, collate, seed=options.seed, lengths=lengths)
-
-
-def classification_examples(
-    tokenizer: Tokenizer, texts: list[str], labels: list[int], max_length: int
-) -> list[Example]:
-    """Texts as token ids, cut to `max_length` but with their last token (BERT's [SEP]) kept."""
-    examples = []
-    for ids, label in zip(tokenizer.encode_batch(texts), labels, strict=True):
-        ids = ids or [tokenizer.end_of_text_id]
-        if len(ids) > max_length:
-            ids = [*ids[: max_length - 1], ids[-1]]
-        examples.append({"input_ids": torch.tensor(ids), "labels": torch.tensor(label)})
-    return examples
-
-
-def _bare(tokenizer: Tokenizer, answer: str) -> list[int]:
-    ids = tokenizer.backend.encode(answer, add_special_tokens=False)  # pyright: ignore[reportCallIssue]
-    return ids.ids
+    return Batches(examples, options.batch_size, collate, seed=options.train.seed, lengths=lengths)

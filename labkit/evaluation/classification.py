@@ -1,25 +1,21 @@
-"""Held-out evaluation: one number, its uncertainty, and the examples behind it.
+"""What a classifier says of held-out examples: accuracy, F1, calibration, its worst mistakes.
 
-    model, batches ──► language_model ──► nats, tokens ──► perplexity, bits_per_byte
-                  └──► classify ──► logits_NC, labels_N ──► accuracy, macro_f1, confusion
+    model, batches ──► classify ──► logits_NC, labels_N ──► accuracy, macro_f1, confusion
                                                        ├──► calibration, fit_temperature
-                                                       ├──► bootstrap_interval
                                                        └──► error_table
 
-Only `language_model` and `classify` touch a model: they switch dropout and gradients off and put
-every module back as it was. All the rest are pure functions of arrays or tensors.
+Only `classify` touches a model: it switches dropout and gradients off and puts every module back as
+it was. All the rest are pure functions of arrays or tensors.
 
-Legend: N examples, C classes, B batch, T time, V vocabulary.
+Legend: N examples, C classes, B batch.
 
-Sources: Guo et al. 2017, "On Calibration of Modern Neural Networks" (ECE, temperature);
-Efron 1979, "Bootstrap Methods: Another Look at the Jackknife".
+Source: Guo et al. 2017, "On Calibration of Modern Neural Networks" (ECE, temperature).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -27,58 +23,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from labkit import runtime
 from labkit.errors import LabError
+from labkit.evaluation.forward import logits_and_labels
+from labkit.evaluation.intervals import positive
 
 if TYPE_CHECKING:
     import pandas as pd
-
-IGNORE_INDEX = -100
-
-
-def perplexity(nats: float, tokens: int) -> float:
-    """Perplexity, exp(nats / tokens): how many equally likely tokens the model hesitates between.
-
-    It depends on the tokenizer: compare models of different vocabularies by `bits_per_byte`.
-
-    Args:
-        nats: summed negative log-likelihood of the text, natural logarithm, >= 0.
-        tokens: number of predicted tokens, >= 1.
-
-    >>> round(perplexity(nats=3 * math.log(8), tokens=3), 6)
-    8.0
-    """
-    return math.exp(nats / _positive(tokens, "tokens"))
-
-
-def bits_per_byte(nats: float, num_bytes: int) -> float:
-    """Bits per byte, nats / (ln 2 * bytes): the size of the text if the model compressed it.
-
-    Args:
-        nats: summed negative log-likelihood of the text, natural logarithm, >= 0.
-        num_bytes: length of the same text in UTF-8 bytes, >= 1.
-
-    >>> round(bits_per_byte(nats=10 * math.log(256), num_bytes=10), 6)
-    8.0
-    """
-    return nats / (math.log(2) * _positive(num_bytes, "num_bytes"))
-
-
-class LanguageModelScore(NamedTuple):
-    """Summed loss of a language model on a text."""
-
-    nats: float
-    tokens: int
-
-    @property
-    def loss(self) -> float:
-        """Mean negative log-likelihood, nats per token."""
-        return self.nats / _positive(self.tokens, "tokens")
-
-    @property
-    def perplexity(self) -> float:
-        """exp(loss)."""
-        return perplexity(self.nats, self.tokens)
 
 
 class Classified(NamedTuple):
@@ -96,51 +46,6 @@ class Classified(NamedTuple):
     def probabilities_NC(self) -> Tensor:
         """softmax(logits)."""
         return self.logits_NC.softmax(-1)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Dropout and gradients off inside; every module's own mode back afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-
-
-def language_model(
-    model: nn.Module, batches: Iterable[dict[str, Tensor]], *, precision: str = "fp32"
-) -> LanguageModelScore:
-    """Sum -log p(token | what stands before it) over all targets of all batches.
-
-    Args:
-        model: labkit or transformers model; `model(**inputs).logits` is (B, T, V).
-        batches: dicts with `input_ids` (B, T) and `labels` (B, T); `labels[t]` is the target of
-            `logits[t]` (already shifted); -100 is not counted.
-        precision: of the forward pass, as in `runtime.autocast`; the loss itself is float32.
-
-    Returns:
-        nats and tokens; the mean is taken once, over the whole text, never over batch means.
-
-    Raises:
-        LabError: no target at all.
-    """
-    nats, tokens = 0.0, 0
-    for logits_BTV, labels_BT in _forward(model, batches, precision):
-        total = F.cross_entropy(
-            logits_BTV.flatten(0, -2),
-            labels_BT.flatten(),
-            ignore_index=IGNORE_INDEX,
-            reduction="sum",
-        )
-        nats += total.item()
-        tokens += int((labels_BT != IGNORE_INDEX).sum())
-    if tokens == 0:
-        raise LabError("0 targets to evaluate: at least 1 label must differ from -100.")
-    return LanguageModelScore(nats, tokens)
 
 
 def classify(
@@ -161,25 +66,13 @@ def classify(
     """
     pairs = [
         (logits_BC.cpu(), labels_B.cpu())
-        for logits_BC, labels_B in _forward(model, batches, precision)
+        for logits_BC, labels_B in logits_and_labels(model, batches, precision)
     ]
     if not pairs:
         raise LabError("0 examples to classify: give at least 1 batch.")
     logits, labels = zip(*pairs, strict=True)
     # Out of inference mode: the caller may differentiate with respect to them.
     return Classified(torch.cat(logits).clone(), torch.cat(labels).clone())
-
-
-def _forward(
-    model: nn.Module, batches: Iterable[dict[str, Tensor]], precision: str
-) -> Iterator[tuple[Tensor, Tensor]]:
-    device = next(model.parameters()).device
-    for batch in batches:
-        inputs = {name: tensor.to(device) for name, tensor in batch.items()}
-        labels = inputs.pop("labels")
-        with evaluating(model), runtime.autocast(device, precision):
-            logits = model(**inputs).logits
-        yield logits.float(), labels
 
 
 def accuracy(predicted_N: Any, labels_N: Any) -> float:
@@ -266,7 +159,7 @@ def calibration(probabilities_NC: Any, labels_N: Any, bins: int = 15) -> Calibra
             "apply a softmax to the logits first."
         )
     predicted, labels = _classes(probabilities.argmax(1), labels_N)
-    edges = np.linspace(0, 1, _positive(bins, "bins") + 1)
+    edges = np.linspace(0, 1, positive(bins, "bins") + 1)
     top = probabilities.max(1)
     right = predicted == labels
     which = np.clip(np.searchsorted(edges, top, side="left") - 1, 0, bins - 1)
@@ -302,55 +195,6 @@ def fit_temperature(logits_NC: Any, labels_N: Any) -> float:
         else:
             low += third
     return math.exp((low + high) / 2)
-
-
-class Interval(NamedTuple):
-    """An estimate and the interval that should hold it."""
-
-    estimate: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.estimate:.4f} [{self.low:.4f}, {self.high:.4f}]"
-
-
-def bootstrap_interval(
-    metric: Callable[..., float],
-    *arrays_N: Any,
-    confidence: float = 0.95,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> Interval:
-    """Percentile bootstrap: how far would the metric move with another test set of this size?
-
-    Draws N rows with replacement, the same rows of every array, `resamples` times.
-
-    Args:
-        metric: called as `metric(*arrays)`; returns a number.
-        arrays_N: arrays or tensors with N rows each.
-        confidence: coverage of the interval, in (0, 1).
-        resamples: number of draws, >= 1.
-        seed: of the draws.
-
-    Returns:
-        The metric on the given rows, and the interval's ends.
-
-    >>> bootstrap_interval(lambda x: float(np.mean(x)), [1.0, 1.0, 1.0])
-    Interval(estimate=1.0, low=1.0, high=1.0)
-    """
-    if not 0 < confidence < 1:
-        raise LabError(f"confidence {confidence} is outside (0, 1): 0.95 is usual.")
-    arrays = [np.asarray(array) for array in arrays_N]
-    sizes = {len(array) for array in arrays}
-    if len(sizes) != 1 or 0 in sizes:
-        raise LabError(f"arrays of {sorted(sizes)} rows: all need the same number, at least 1.")
-    rng = np.random.default_rng(seed)
-    rows = rng.integers(0, len(arrays[0]), (_positive(resamples, "resamples"), len(arrays[0])))
-    values = [metric(*(array[row] for array in arrays)) for row in rows]
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(values, [tail, 1 - tail])
-    return Interval(float(metric(*arrays)), float(low), float(high))
 
 
 def error_table(
@@ -405,9 +249,3 @@ def _classes(predicted_N: Any, labels_N: Any) -> tuple[np.ndarray, np.ndarray]:
 
 def _ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
     return np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)
-
-
-def _positive(value: int, name: str) -> int:
-    if value < 1:
-        raise LabError(f"{name} is {value}: it must be at least 1.")
-    return value

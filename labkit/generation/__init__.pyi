@@ -1,5 +1,8 @@
+from . import loaded as loaded
 from . import sampling as sampling
 from . import token_step as token_step
+from .loaded import LanguageModel as LanguageModel
+from .loaded import load as load
 from .sampling import Step as Step
 from .sampling import generate as generate
 from .sampling import left_pad as left_pad

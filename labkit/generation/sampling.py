@@ -7,7 +7,6 @@
 Sources: Holtzman et al. 2020 (nucleus sampling); Fan et al. 2018 (top-k).
 """
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, overload
 
@@ -16,11 +15,12 @@ from torch import Tensor, nn
 
 from labkit.errors import LabError
 from labkit.generation.token_step import TokenStep, is_plain
+from labkit.models.config import context_length
 from labkit.models.encoder_decoder import EncoderDecoder
 from labkit.models.transformer import Transformer
 
 COPY_FROM = 32
-"""New tokens from which it pays to copy a labkit decoder's weights; see `decoding.TokenStep`."""
+"""New tokens from which it pays to copy a labkit decoder's weights; see `token_step.TokenStep`."""
 
 
 class Step(NamedTuple):
@@ -136,7 +136,7 @@ def generate(
             tokens are the same.
         start_id: The token that stood first in decoder_input_ids; an encoder-decoder needs it.
         compile: Of a labkit decoder with a cache: make one program of a step with torch.compile
-            (see `decoding.TokenStep`), for long or many texts: the first takes 10 to 20 s more.
+            (see `token_step.TokenStep`), for long or many texts: the first takes 10 to 20 s more.
 
     Returns:
         The new ids, without the prompt and without end_id: a list for one prompt, else one list for
@@ -252,14 +252,6 @@ def right_pad(
     """Stack texts so that all begin together: (ids_BS, mask_BS), mask 1 = real, 0 = padding."""
     ids, mask = left_pad([text[::-1] for text in texts], device)
     return ids.flip(1), mask.flip(1)
-
-
-def context_length(model: nn.Module) -> int:
-    """The longest sequence that a model reads, in tokens; without a config, any length."""
-    config: Any = getattr(model, "config", None)
-    if config is None:
-        return sys.maxsize
-    return getattr(config, "context_length", None) or config.max_position_embeddings
 
 
 def _reader(

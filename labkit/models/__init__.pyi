@@ -22,6 +22,14 @@ from .baselines import LSTMLM as LSTMLM
 from .baselines import FeedForwardLM as FeedForwardLM
 from .baselines import compressed_bits_per_byte as compressed_bits_per_byte
 from .config import TransformerConfig as TransformerConfig
+from .config import context_length as context_length
+from .counts import count_parameters as count_parameters
+from .counts import flop_utilisation as flop_utilisation
+from .counts import flops_per_token as flops_per_token
+from .counts import forward_flops as forward_flops
+from .counts import measure_flops as measure_flops
+from .counts import parameters as parameters
+from .counts import parameters_by_part as parameters_by_part
 from .encoder_decoder import EncoderDecoder as EncoderDecoder
 from .encoder_decoder import shift_right as shift_right
 from .experts import BayesianEnsemble as BayesianEnsemble

@@ -12,6 +12,7 @@ Sources: Vaswani et al. 2017; Radford et al. 2019 (GPT-2); Devlin et al. 2019 (B
 """
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
@@ -191,3 +192,15 @@ class TransformerConfig:
             "dropout": 0.1,
         }
         return cls(**{**shape, **changes})
+
+
+def context_length(model: Any) -> int:
+    """The longest sequence that a labkit or transformers model reads, in tokens.
+
+    A model without a config, or whose config names no limit, reads any length: `sys.maxsize`.
+    """
+    config = getattr(model, "config", None)
+    for name in ("context_length", "max_position_embeddings", "n_positions"):
+        if isinstance(length := getattr(config, name, None), int):
+            return length
+    return sys.maxsize

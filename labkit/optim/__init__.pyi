@@ -2,12 +2,14 @@ from . import adamw8bit as adamw8bit
 from . import by_hand as by_hand
 from . import muon as muon
 from . import optimizers as optimizers
+from . import schedule as schedule
+from . import step_in_backward as step_in_backward
 from .adamw8bit import AdamW8bit as AdamW8bit
 from .muon import Muon as Muon
 from .optimizers import OPTIMIZERS as OPTIMIZERS
-from .optimizers import SCHEDULES as SCHEDULES
-from .optimizers import StepInBackward as StepInBackward
 from .optimizers import build as build
 from .optimizers import gradient_norm as gradient_norm
-from .optimizers import learning_rate as learning_rate
 from .optimizers import parameter_groups as parameter_groups
+from .schedule import SCHEDULES as SCHEDULES
+from .schedule import learning_rate as learning_rate
+from .step_in_backward import StepInBackward as StepInBackward

@@ -1,16 +1,12 @@
-"""The optimiser of a run: which parameters decay, torch's fused updates, the schedule, the norm.
+"""The optimiser of a run: which parameters decay, torch's fused updates, the norm of a gradient.
 
     model ──> parameter_groups ──> build ──> optimizer; before each update lr = learning_rate(step)
 
-What the updates compute stands in `updates`, `muon` and `eight_bit`. `StepInBackward` makes them
-during the backward pass, so that gradients never exist all at once.
+What the updates compute stands in `by_hand`, `muon` and `adamw8bit`.
 
-Sources: Loshchilov & Hutter 2019, arXiv:1711.05101 (AdamW) and 2017, arXiv:1608.03983 (cosine);
-Goyal et al. 2017, arXiv:1706.02677 (warm-up); Smith 2017, arXiv:1506.01186 (range test); Lv et al.
-2023, arXiv:2306.09782 (the step during the backward pass).
+Source: Loshchilov & Hutter 2019, arXiv:1711.05101 (AdamW).
 """
 
-import math
 from collections.abc import Iterable
 
 import torch
@@ -22,55 +18,6 @@ from labkit.optim.adamw8bit import AdamW8bit
 from labkit.optim.muon import Muon
 
 OPTIMIZERS = ("adamw", "adam", "sgd", "muon", "adamw8bit")
-SCHEDULES = ("cosine", "linear", "constant", "range_test")
-
-
-def learning_rate(
-    step: int,
-    *,
-    peak: float,
-    warmup_steps: int,
-    total_steps: int,
-    minimum_ratio: float = 0.1,
-    schedule: str = "cosine",
-) -> float:
-    """Return the learning rate of update `step`: linear warm-up, then the chosen decay.
-
-    warm-up: peak (step + 1) / warmup_steps for step < warmup_steps;
-    cosine:  peak (r + (1 - r) (1 + cos(pi u)) / 2);  linear: peak (r + (1 - r) (1 - u));
-    constant: peak;
-    range_test: peak r^(1 - u), which rises from r peak towards the peak;
-    with u = (step - warmup_steps) / (total_steps - warmup_steps) and r = minimum_ratio.
-
-    >>> [round(learning_rate(s, peak=1.0, warmup_steps=2, total_steps=6, minimum_ratio=0.0), 3)
-    ...  for s in range(6)]
-    [0.5, 1.0, 1.0, 0.854, 0.5, 0.146]
-
-    Args:
-        step: updates done before this one, from 0.
-        peak: the highest rate, positive.
-        warmup_steps: updates of linear warm-up, 0 or more.
-        total_steps: updates in the whole run, at least 1.
-        minimum_ratio: lowest rate after the warm-up / peak, 0 to 1.
-        schedule: `cosine`, `linear`, `constant` or `range_test`.
-
-    Raises:
-        LabError: an unknown schedule.
-    """
-    if step < warmup_steps:
-        return peak * (step + 1) / warmup_steps
-    u = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
-    if schedule == "cosine":
-        shape = 0.5 * (1 + math.cos(math.pi * u))
-    elif schedule == "linear":
-        shape = 1 - u
-    elif schedule == "constant":
-        return peak
-    elif schedule == "range_test":
-        return peak * minimum_ratio ** (1 - u)
-    else:
-        raise LabError(f"schedule {schedule!r} is unknown: choose {', '.join(SCHEDULES)}")
-    return peak * (minimum_ratio + (1 - minimum_ratio) * shape)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
@@ -143,49 +90,3 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = nn.utils.get_total_norm(gradients)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
-
-
-class StepInBackward:
-    """Update each parameter the moment its gradient is complete, then free that gradient.
-
-    backward ──> gradient of one parameter ──> times `factor` ──> step of it alone ──> freed
-
-    Exactly the ordinary update, because AdamW treats every number alone. What needs all gradients
-    at once is lost: clipping by the global norm, a loss scaler that skips steps, and gradients that
-    add up over micro-batches. One backward pass is one update. A gradient that is not finite has
-    changed the weights by the time a loop can stop: go on from a checkpoint.
-
-    Args:
-        optimizer: of `build`; not Muon, which steps whole stacks of matrices.
-
-    Source: Lv et al. 2023, arXiv:2306.09782, section 3.1.
-    """
-
-    factor: float = 1.0
-    """Multiplies every gradient; set before the backward pass, as 1 / count of valid targets."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer):
-        self.optimizer, self.squares = optimizer, []
-        self.group_of = {p: group for group in optimizer.param_groups for p in group["params"]}
-        self.hooks = [p.register_post_accumulate_grad_hook(self._step) for p in self.group_of]
-
-    @torch.no_grad()
-    def _step(self, p: Tensor) -> None:
-        assert p.grad is not None
-        p.grad.mul_(self.factor)
-        self.squares.append(p.grad.norm().square())
-        everything = self.optimizer.param_groups
-        self.optimizer.param_groups = [{**self.group_of[p], "params": [p]}]
-        self.optimizer.step()
-        self.optimizer.param_groups = everything
-        p.grad = None
-
-    def norm(self) -> float:
-        """L2 norm of the gradient that the last backward pass used up."""
-        squares, self.squares = self.squares, []
-        return float(torch.stack(squares).sum().sqrt()) if squares else 0.0
-
-    def remove(self) -> None:
-        """Make backward passes ordinary again."""
-        for hook in self.hooks:
-            hook.remove()

@@ -230,12 +230,21 @@ def load_text(path: str | Path, text_column: str = "text") -> Dataset:
 
 
 def load_labelled(
-    path: str | Path, text_column: str = "text", label_column: str = "label"
+    path: str | Path,
+    text_column: str = "text",
+    label_column: str = "label",
+    classes: Sequence[str] | None = None,
 ) -> Dataset:
     """A csv, tsv or jsonl file with a text and a label in each row; "label" becomes `ClassLabel`.
 
+    Args:
+        path: the file.
+        text_column, label_column: names of its columns.
+        classes: the classes that a model knows; None takes those of the file.
+
     Raises:
-        LabError: when a column or a label is missing, or there is only one class.
+        LabError: when a column or a label is missing, there is only one class, or a label is none
+            of `classes`.
     """
     path = Path(path)
     rows = files.rows(path)
@@ -243,13 +252,20 @@ def load_labelled(
     raw = [str(value).strip() for value in files.column(path, rows, label_column)]
     if "" in raw:
         raise LabError(f"{path} row {raw.index('') + 1} has no label in column {label_column!r}.")
-    classes = sorted(set(raw), key=lambda c: (0, int(c), c) if c.isdecimal() else (1, 0, c))
-    if len(classes) < 2:
-        raise LabError(
-            f"{path} has one class only ({classes[0]!r}); a classifier needs at least two."
-        )
+    if classes is None:
+        classes = sorted(set(raw), key=lambda c: (0, int(c), c) if c.isdecimal() else (1, 0, c))
+        if len(classes) < 2:
+            raise LabError(
+                f"{path} has one class only ({classes[0]!r}); a classifier needs at least two."
+            )
+    for number, name in enumerate(raw, start=1):
+        if name not in classes:
+            raise LabError(
+                f"{path} row {number} has label {name!r}, which is none of the model's classes: "
+                f"{', '.join(classes)}"
+            )
     position = {name: i for i, name in enumerate(classes)}
-    return _labelled(texts, [position[value] for value in raw], classes)
+    return _labelled(texts, [position[value] for value in raw], list(classes))
 
 
 def minilm_folder() -> Path:

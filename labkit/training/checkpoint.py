@@ -13,7 +13,6 @@ moment leaves either the old state or the new one. `newest` skips what is torn o
 Sources: POSIX rename(2) is atomic; safetensors holds tensors only, so loading runs no code.
 """
 
-import errno
 import hashlib
 import json
 import os
@@ -29,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from labkit.atomic import is_disk_full
 from labkit.errors import LabError
 
 Tensors = dict[str, Tensor]
@@ -62,11 +62,6 @@ def _digest(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"bytes": path.stat().st_size, "sha256": digest}
-
-
-def _is_disk_full(error: Exception) -> bool:
-    full = {errno.ENOSPC, errno.EDQUOT}
-    return getattr(error, "errno", None) in full or "No space left" in str(error)
 
 
 def save(path: str | os.PathLike, step: int, tensors: dict[str, Tensors], state: dict) -> Path:
@@ -107,7 +102,7 @@ def save(path: str | os.PathLike, step: int, tensors: dict[str, Tensors], state:
         shutil.rmtree(older, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        if not _is_disk_full(error):
+        if not is_disk_full(error):
             raise
         size = sum(t.nbytes for group in tensors.values() for t in group.values())
         raise LabError(

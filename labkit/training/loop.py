@@ -13,103 +13,31 @@ Li et al. 2020, arXiv:2006.15704 (DDP); Zhao et al. 2023, arXiv:2304.11277 (FSDP
 """
 
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
-from torch.nn.parallel import DistributedDataParallel
 
 from labkit import runtime
 from labkit.batches import Batch, Batches
 from labkit.errors import LabError
-from labkit.models.encoder_decoder import EncoderDecoder
-from labkit.models.transformer import Transformer, blocks
+from labkit.evaluation.language import mean_loss
 from labkit.objectives.tasks import Objective
-from labkit.optim import optimizers as optim
+from labkit.optim.optimizers import build, gradient_norm
+from labkit.optim.schedule import learning_rate
+from labkit.optim.step_in_backward import StepInBackward
 from labkit.training import checkpoint
-from labkit.training.run_folder import Progress, Record, Result, RunFolder, TrainConfig
-
-# --- how ranks share the work ------------------------------------------------------------------
-
-
-class _Step(nn.Module):
-    """Model and objective as one module, so that DDP and FSDP see everything the loss touches."""
-
-    def __init__(self, model: nn.Module, objective: Objective):
-        super().__init__()
-        self.model, self.objective = model, objective
-
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        return self.objective(self.model, batch)
-
-
-def _parallelise(step: _Step, here: runtime.World, how: str) -> nn.Module:
-    if here.size == 1:
-        return step
-    if how == "ddp":
-        # Ours use every parameter in each pass; others may not.
-        ours = isinstance(step.model, Transformer | EncoderDecoder)
-        return DistributedDataParallel(step, find_unused_parameters=not ours)
-    for tensor in [*step.parameters(), *step.buffers()]:
-        dist.broadcast(tensor.detach(), src=0)
-    for block in blocks(step):
-        fully_shard(block)
-    fully_shard(step)  # in place
-    return step
-
-
-@contextmanager
-def _gradient_sync(module: nn.Module, wanted: bool) -> Iterator[None]:
-    """Exchange gradients in this backward pass, or let them add up locally."""
-    if isinstance(module, DistributedDataParallel):
-        quiet: AbstractContextManager = nullcontext() if wanted else module.no_sync()
-        with quiet:
-            yield
-        return
-    if hasattr(module, "set_requires_gradient_sync"):
-        module.set_requires_gradient_sync(wanted)  # pyright: ignore[reportCallIssue]
-    yield
-
-
-class _Stop:
-    """Ctrl-C (a notebook's stop button) or SIGTERM ends a run after the update that it interrupts.
-
-    So the last checkpoint holds that update. A second Ctrl-C interrupts at once. Several ranks are
-    torchrun's to stop: they could not agree on the update.
-    """
-
-    def __init__(self, here: runtime.World):
-        self.wanted = False
-        self.listens = here.size == 1 and threading.current_thread() is threading.main_thread()
-        self.before: dict[int, Any] = {}
-
-    def __enter__(self) -> "_Stop":
-        if self.listens:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self.before[number] = signal.signal(number, self._ask)
-        return self
-
-    def _ask(self, number: int, frame: Any) -> None:
-        if self.wanted:
-            raise KeyboardInterrupt
-        self.wanted = True
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
+from labkit.training.config import TrainConfig
+from labkit.training.distributed.data import Step, gradient_sync, parallelise
+from labkit.training.interrupt import Stop
+from labkit.training.records import Progress, Record, Result
+from labkit.training.run_folder import RunFolder
 
 #: fp16 halves its loss scale after each overflow; below this the numbers are broken, not small.
 SMALLEST_LOSS_SCALE = 1.0
-
-# --- the loop ----------------------------------------------------------------------------------
 
 
 def train(
@@ -121,6 +49,7 @@ def train(
     validation: Batches | None = None,
     metrics: Callable[[nn.Module], dict[str, float]] | None = None,
     on_step: Callable[[Record], Any] | None = None,
+    tokenizer: Any = None,
 ) -> Result:
     """Train every parameter with `requires_grad`, in place.
 
@@ -132,6 +61,8 @@ def train(
         validation: evaluated every `eval_every` updates and at the end; selects the best.
         metrics: further numbers of the model (in eval mode, no gradients) for each evaluation.
         on_step: called on rank 0 after each update; curves, progress bars and logs hang here.
+        tokenizer: labkit's or transformers', or a folder that holds one; saved with the weights, so
+            that `out` is a folder that `labkit generate` and `labkit evaluate` accept.
 
     Returns:
         What happened; the model holds the weights.
@@ -140,7 +71,11 @@ def train(
         LabError: a loss or gradient is not finite, an update has no valid target, the run folder
             is taken, or a checkpoint does not fit.
     """
-    with runtime.distributed() as here, _Stop(here) as stop:
+    with (
+        runtime.distributed() as here,
+        Stop(here) as stop,
+        closing(RunFolder(config, here)) as folder,
+    ):
         if metrics and here.size > 1 and config.parallel == "fsdp":
             raise LabError("metrics under parallel fsdp cannot call a sharded model: use ddp")
         device = runtime.pick_device(config.device)
@@ -148,10 +83,10 @@ def train(
         runtime.keep_freed_memory()
         runtime.seed_everything((config.seed + 7919 * here.rank) % 2**32)
         model.to(device).train()
-        step = _Step(model, objective)
-        module = _parallelise(step, here, config.parallel)
+        step = Step(model, objective)
+        module = parallelise(step, here, config.parallel)
         forward = torch.compile(module, dynamic=False) if config.compile else module
-        optimizer = optim.build(
+        optimizer = build(
             model,
             optimizer=config.optimizer,
             learning_rate=config.learning_rate,
@@ -162,7 +97,6 @@ def train(
         trainable = [p for p in model.parameters() if p.requires_grad]
         in_backward = _step_in_backward(optimizer, batches, config, precision, here)
         scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-        folder = RunFolder(config, here)
         progress = Progress()
         result = Result(steps=0, stopped="finished")
         try:
@@ -171,7 +105,7 @@ def train(
                 progress = folder.restore(model, optimizer, scaler) or progress
             while progress.step < config.steps:
                 started = time.perf_counter()
-                rate = optim.learning_rate(
+                rate = learning_rate(
                     progress.step,
                     peak=config.learning_rate,
                     warmup_steps=config.warmup_steps,
@@ -187,7 +121,7 @@ def train(
                 totals = torch.zeros(3, dtype=torch.float64, device=device)  # loss, count, tokens
                 for i, batch in enumerate(micro_batches):
                     batch = {k: v.to(device, non_blocking=True) for k, v in batch.items()}
-                    with _gradient_sync(module, wanted=i == len(micro_batches) - 1):
+                    with gradient_sync(module, wanted=i == len(micro_batches) - 1):
                         with runtime.autocast(device, precision):
                             loss_sum, count = forward(batch)
                         if in_backward:  # one micro-batch: its count is the update's
@@ -208,7 +142,7 @@ def train(
                 if in_backward:
                     norm = in_backward.norm()
                 else:
-                    norm = scale * float(optim.gradient_norm(trainable))
+                    norm = scale * float(gradient_norm(trainable))
                 if not (math.isfinite(loss_sum) and math.isfinite(norm)):
                     if scaler.get_scale() <= SMALLEST_LOSS_SCALE:
                         raise _not_finite(progress.step, batches, loss_sum / count, norm, config)
@@ -261,12 +195,13 @@ def train(
             result.stopped = "interrupted"
             optimizer.zero_grad(set_to_none=True)
         finally:
-            folder.close()
             if in_backward:
                 in_backward.remove()
         if config.restore_best and folder.best_weights is not None:
             checkpoint.load_model(model, folder.best_weights)
         model.eval()
+        if result.stopped != "interrupted":
+            folder.export(model, tokenizer)
         result.steps, result.best, result.seconds = progress.step, progress.best, progress.elapsed
         return result
 
@@ -277,7 +212,7 @@ def _step_in_backward(
     config: TrainConfig,
     precision: str,
     here: runtime.World,
-) -> optim.StepInBackward | None:
+) -> StepInBackward | None:
     if not config.step_in_backward:
         return None
     refused = "step_in_backward uses each gradient up during the backward pass, so it cannot"
@@ -290,7 +225,7 @@ def _step_in_backward(
         raise LabError(f"{refused} skip an update that overflows in fp16: choose bf16 or fp32")
     if here.size > 1:
         raise LabError(f"{refused} add up gradients of {here.size} ranks: leave it off, or use one")
-    return optim.StepInBackward(optimizer)
+    return StepInBackward(optimizer)
 
 
 def _due(step: int, every: int) -> bool:
@@ -312,40 +247,6 @@ def _not_finite(
         f"examples are {batches.indices(step)[:8]}; likely a learning rate too high (now "
         f"{config.learning_rate}), a broken example, or a log or division of 0 in the objective"
     )
-
-
-@torch.no_grad()
-def mean_loss(
-    model: nn.Module,
-    objective: Objective,
-    batches: Batches,
-    *,
-    device: torch.device | None = None,
-    precision: str = "auto",
-    batch_size: int | None = None,
-) -> tuple[float, int]:
-    """Mean loss in nats over all valid targets, and their number; in eval mode, without gradients.
-
-    Raises:
-        LabError: no label counts.
-    """
-    device = device or next(model.parameters()).device
-    precision = runtime.pick_precision(device, precision)
-    was_training = model.training
-    model.eval()
-    total = torch.zeros(2, dtype=torch.float64)
-    for batch in batches.evaluation_batches(batch_size):
-        batch = {k: v.to(device) for k, v in batch.items()}
-        with runtime.autocast(device, precision):
-            loss_sum, count = objective(model, batch)
-        total += torch.stack([loss_sum, count]).double().cpu()
-    model.train(was_training)
-    loss_sum, count = total.tolist()
-    if count == 0:
-        raise LabError(
-            "the validation data have 0 valid targets: at least 1 label must not be -100"
-        )
-    return loss_sum / count, int(count)
 
 
 def _evaluate(step, validation, metrics, config, device, precision, here) -> dict[str, float]:

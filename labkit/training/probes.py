@@ -21,8 +21,9 @@ from labkit import runtime
 from labkit.batches import Batches
 from labkit.errors import LabError
 from labkit.objectives.tasks import Objective
+from labkit.training.config import TrainConfig
 from labkit.training.loop import train
-from labkit.training.run_folder import Record, TrainConfig
+from labkit.training.records import Record
 
 #: The sweep ends where the smoothed loss is so many times its smallest value.
 DIVERGED = 2.0

@@ -1,17 +1,19 @@
-"""A run: its settings, the record of each update, and the folder that it leaves.
+"""The folder of a run, and everything that is written into it: one owner, however a run began.
 
 runs/<name>/
-    config.json       resolved settings
+    config.json       "train": the loop's settings; "command", "options": how the run was started
     metrics.jsonl     one record per update
     checkpoints/      step-N/, enough to resume to the bit (see `checkpoint`)
     best/             weights of the best evaluation
     model/            opens with transformers.AutoModel*.from_pretrained (written at the end)
+    data/, evaluation.json, errors.csv        what a command adds
+
+`labkit generate` and `labkit evaluate` take the folder as it is, whether a command or a call of
+`train` made it.
 """
 
 import dataclasses
 import json
-import math
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,199 +22,87 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from labkit import runtime
+from labkit.atomic import claim, write_json, write_text
 from labkit.errors import LabError
-from labkit.optim.optimizers import OPTIMIZERS, SCHEDULES
+from labkit.models.huggingface.weights import expressible, save_pretrained
+from labkit.text import corpora
 from labkit.training import checkpoint
-
-# --- settings and records ----------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """One run. Every number is global: over all micro-batches and ranks."""
-
-    steps: int = 1000
-    """Updates in the whole run, at least 1."""
-    optimizer: str = "adamw"
-    """adamw; adam (decay as L2 in the loss); sgd (the same, with momentum betas[0]); muon (for the
-    matrices of the blocks; AdamW for the rest, at the same rate); or adamw8bit (moments of a byte
-    each)."""
-    learning_rate: float = 3e-4
-    """Peak rate, above 0."""
-    min_learning_rate_ratio: float = 0.1
-    """Lowest rate after warm-up / peak rate, 0 to 1."""
-    warmup_steps: int = 100
-    """Updates of linear warm-up, 0 or more."""
-    schedule: str = "cosine"
-    """After warm-up: cosine, linear, constant, or range_test (rising: see `probes`)."""
-    weight_decay: float = 0.1
-    """Decay of matrices, 0 or more; biases and norms never decay."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    """Decay rates of the two moments, each in [0, 1)."""
-    eps: float = 1e-8
-    """AdamW's epsilon, above 0."""
-    grad_clip: float = 1.0
-    """Largest L2 norm of the whole gradient; 0 leaves it unclipped."""
-    micro_batch_size: int | None = None
-    """Examples at a time on one rank (never changes the result); None: the rank's whole part."""
-    step_in_backward: bool = False
-    """Update each parameter as soon as its gradient is complete and free it: the same result, less
-    memory. Needs grad_clip 0, no micro-batches, one rank, and not fp16."""
-    precision: str = "auto"
-    """auto, fp32, bf16 or fp16 (with loss scaling); weights stay fp32."""
-    device: str = "auto"
-    """auto, cpu or cuda."""
-    compile: bool = False
-    """Compile forward and backward (about 20 s at the start on a CPU)."""
-    parallel: str = "ddp"
-    """How several ranks train: ddp copies the weights, fsdp shards them. Alone: neither."""
-    seed: int = 0
-    """Of everything random during training (dropout), 0 to 2^32 - 1."""
-    eval_every: int = 0
-    """Updates between evaluations; 0: only at the end."""
-    patience: int = 0
-    """Evaluations without a better validation loss before stopping; 0: never stop early."""
-    restore_best: bool = False
-    """End with the weights of the best evaluation instead of the last."""
-    save_every: int = 0
-    """Updates between checkpoints; 0: only at the end."""
-    keep: int = 2
-    """Newest checkpoints to keep, at least 1."""
-    out: Path | None = None
-    """Run folder; None writes nothing."""
-    resume: bool = False
-    """Continue from the newest good checkpoint in `out`."""
-
-    def __post_init__(self) -> None:
-        def demand(name: str, good: bool, allowed: str) -> None:
-            if not good:
-                raise LabError(f"{name} {getattr(self, name)} is out of range: choose {allowed}")
-
-        demand("steps", self.steps >= 1, "at least 1")
-        demand("optimizer", self.optimizer in OPTIMIZERS, ", ".join(OPTIMIZERS))
-        demand("learning_rate", 0 < self.learning_rate < math.inf, "a number above 0")
-        demand("min_learning_rate_ratio", 0 <= self.min_learning_rate_ratio <= 1, "0 to 1")
-        demand("warmup_steps", self.warmup_steps >= 0, "0 or more")
-        demand("schedule", self.schedule in SCHEDULES, ", ".join(SCHEDULES))
-        demand("weight_decay", self.weight_decay >= 0, "0 or more")
-        demand("betas", all(0 <= b < 1 for b in self.betas), "two numbers in [0, 1)")
-        demand("eps", self.eps > 0, "a number above 0")
-        demand("grad_clip", self.grad_clip >= 0, "0 (off) or more")
-        demand("micro_batch_size", (self.micro_batch_size or 1) >= 1, "at least 1, or None")
-        demand(
-            "precision", self.precision in ("auto", *runtime.PRECISIONS), "auto, fp32, bf16 or fp16"
-        )
-        demand("parallel", self.parallel in ("ddp", "fsdp"), "ddp or fsdp")
-        demand(
-            "optimizer",
-            self.optimizer != "muon" or self.parallel != "fsdp",
-            "adamw with parallel fsdp: muon needs whole matrices (parallel ddp)",
-        )
-        demand(
-            "optimizer",
-            self.optimizer != "adamw8bit" or self.parallel != "fsdp",
-            "adamw with parallel fsdp: adamw8bit needs whole tensors (parallel ddp)",
-        )
-        demand(
-            "grad_clip",
-            not (self.step_in_backward and self.grad_clip),
-            "0 with step_in_backward: the norm of all gradients is known too late",
-        )
-        demand(
-            "optimizer",
-            not (self.step_in_backward and self.optimizer == "muon"),
-            "adamw, adam, sgd or adamw8bit with step_in_backward: muon steps stacks of matrices",
-        )
-        demand("keep", self.keep >= 1, "at least 1")
-        for name in ("eval_every", "patience", "save_every"):
-            demand(name, getattr(self, name) >= 0, "0 (off) or more")
+from labkit.training.config import FREE_ON_RESUME, TrainConfig
+from labkit.training.distributed.data import whole
+from labkit.training.records import Progress, Record
 
 
-#: Fields that may differ between a run and its continuation: they do not change what is learned.
-FREE_ON_RESUME = {
-    "micro_batch_size", "device", "compile", "parallel", "save_every", "keep", "out", "resume",
-    "step_in_backward",
-}  # fmt: skip
+def check_free(out: Path, resume: bool) -> None:
+    """Raise a LabError where a new run would mix with an older one."""
+    if out.exists() and not out.is_dir():
+        raise LabError(f"{out} is a file: choose another --out")
+    if (out / "config.json").exists() and not resume:
+        raise LabError(f"{out} already holds a run: continue it with --resume or choose --out")
 
 
-@dataclass(frozen=True)
-class Record:
-    """What one update did; `on_step` receives it, metrics.jsonl keeps it."""
-
-    step: int
-    """Updates done, from 1."""
-    total_steps: int
-    loss: float
-    """Mean loss per valid target over the whole update, nats."""
-    learning_rate: float
-    grad_norm: float
-    """L2 norm before clipping."""
-    tokens: int
-    """Real input tokens seen so far on all ranks."""
-    tokens_per_second: float
-    """Of this update alone, without evaluation and saving."""
-    elapsed: float
-    """Seconds of training so far, earlier sessions included."""
-    remaining: float
-    """Estimated seconds to the end."""
-    validation: dict[str, float] | None = None
-    """`loss` (nats per target) and what `metrics` returned, when this update was evaluated."""
+def begin(out: Path, command: str, options: dict[str, Any], **facts: Any) -> None:
+    """Write into config.json how a command started this run, and what it found out."""
+    write_json(out / "config.json", {"command": command, "options": options, **facts})
 
 
-@dataclass
-class Result:
-    """What `train` returns."""
+def began(out: Path, command: str) -> dict[str, Any] | None:
+    """What `begin` wrote, or None where there is no run.
 
-    steps: int
-    stopped: str
-    """`finished`, `early` (patience ran out) or `interrupted` (Ctrl-C, SIGTERM)."""
-    history: list[Record] = field(default_factory=list)
-    """Records of this session."""
-    best: dict[str, float] | None = None
-    """Validation of the best evaluation, with its `step`."""
-    seconds: float = 0.0
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Median over this session's updates."""
-        rates = sorted(r.tokens_per_second for r in self.history)
-        return rates[len(rates) // 2] if rates else math.nan
-
-
-@dataclass
-class Progress:
-    """What the loop remembers between updates; all of it is in the checkpoint."""
-
-    step: int = 0
-    tokens: int = 0
-    elapsed: float = 0.0
-    best: dict[str, float] | None = None
-    bad_evaluations: int = 0
-
-    def note(self, evaluation: dict[str, float]) -> None:
-        loss = evaluation.get("loss")
-        if loss is None or self.best is None or loss < self.best["loss"]:
-            self.best = {**evaluation, "step": self.step}
-            self.bad_evaluations = 0
-        else:
-            self.bad_evaluations += 1
-
-
-# --- the run folder ----------------------------------------------------------------------------
-
-
-def _lock(path: Path) -> IO[str]:
-    import fcntl
-
-    handle = (path / ".lock").open("w")
+    Raises:
+        LabError: the folder holds a run of another command, or its config.json is damaged.
+    """
+    file = out / "config.json"
+    if not file.exists():
+        return None
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        handle.close()
+        saved = json.loads(file.read_text(encoding="utf-8"))
+        owner, values = saved.get("command"), saved.get("options")
+    except (ValueError, AttributeError) as error:
+        raise LabError(f"{file} is damaged ({error}): choose another --out") from error
+    if owner is None and "train" in saved:
         raise LabError(
-            f"run folder {str(path)!r} is in use by another run: choose another `out`"
-        ) from None
-    return handle
+            f"{out} holds a run that Python code began: continue it there, with "
+            "TrainConfig(resume=True), or choose another --out"
+        )
+    if owner != command or not isinstance(values, dict):
+        raise LabError(
+            f"{out} holds a run of {owner or 'another program'}, not of labkit {command}: choose "
+            "another --out"
+        )
+    return saved
+
+
+def check_same(given: dict[str, Any], saved: dict[str, Any], out: Path) -> None:
+    """Raise a LabError where a resumed run would learn something else than it began with."""
+    for name, value in given.items():
+        if name not in FREE_ON_RESUME and name in saved and saved[name] != value:
+            raise LabError(
+                f"{name} {value} differs from {saved[name]}, with which {out} began: resume with "
+                f"{saved[name]}, or choose another --out"
+            )
+
+
+def model_folder(name: str | Path) -> Path:
+    """The folder with the weights: `minilm`, a model folder, or `model/` of a run folder.
+
+    Raises:
+        LabError: there is no model; the message says what is there instead.
+    """
+    if str(name) == "minilm":
+        return corpora.minilm_folder()
+    path = Path(name)
+    if (path / "model" / "config.json").is_file():
+        return path / "model"
+    if (path / "checkpoints").is_dir():
+        raise LabError(
+            f"the run in {path} holds no model/: it has not finished (continue it with --resume), "
+            "or no transformers class can express its model"
+        )
+    if not path.is_dir():
+        raise LabError(f"{path} is no folder: give a run folder, a model folder or minilm")
+    if not (path / "config.json").is_file():
+        raise LabError(f"{path} holds no config.json: give a run folder or a model folder")
+    return path
 
 
 class RunFolder:
@@ -251,9 +141,7 @@ class RunFolder:
                         f"{name} {ours.get(name)} differs from {value}, with which "
                         f"{str(path)!r} began: resume with {value}, or choose another `out`"
                     )
-        temporary = file.with_suffix(".tmp")
-        temporary.write_text(json.dumps({**saved, "train": ours}, indent=1))
-        temporary.replace(file)
+        write_json(file, {**saved, "train": ours})
 
     def log(self, record: Record) -> None:
         if self._log is not None:
@@ -334,12 +222,36 @@ class RunFolder:
         whole = [line for line in lines if line.endswith("\n")]
         if self._log is not None:
             self._log.close()
-        temporary = file.with_suffix(".tmp")
-        temporary.write_text("".join(x for x in whole if json.loads(x)["step"] <= step))
-        temporary.replace(file)
+        write_text(file, "".join(x for x in whole if json.loads(x)["step"] <= step))
         self._log = file.open("a", buffering=1)
+
+    def export(self, model: nn.Module, tokenizer: Any = None) -> None:
+        """Write model/: the trained weights, and the tokenizer beside them.
+
+        Nothing is written without `out`, or where no transformers class can express the model.
+        """
+        if self.path is None or not expressible(model):
+            return
+        full = whole(model, self.here, self.config.parallel)  # all ranks: FSDP gathers
+        if self.here.rank == 0:
+            with claim(self.path / "model") as folder:
+                save_pretrained(full, folder, tokenizer)
 
     def close(self) -> None:
         for handle in (self._log, self._lock):
             if handle is not None:
                 handle.close()
+
+
+def _lock(path: Path) -> IO[str]:
+    import fcntl
+
+    handle = (path / ".lock").open("w")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        handle.close()
+        raise LabError(
+            f"run folder {str(path)!r} is in use by another run: choose another `out`"
+        ) from None
+    return handle

@@ -9,6 +9,7 @@ both are read forwards and backwards here. Files are safetensors, never pickle.
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from labkit.models.huggingface.families import FAMILIES, SUPPORTED, parameter_na
 from labkit.models.transformer import Transformer
 
 Model = Transformer | EncoderDecoder
+
+TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt")
 
 # labkit -> transformers
 
@@ -199,6 +202,17 @@ def _read_config(folder: Path) -> dict[str, Any]:
 # Folders
 
 
+def expressible(model: nn.Module) -> bool:
+    """Whether `save_pretrained` can write a model: a transformers class computes the same."""
+    if not isinstance(model, Transformer | EncoderDecoder):
+        return hasattr(model, "save_pretrained")
+    try:
+        hf_config(model.config)
+    except LabError:
+        return False
+    return True
+
+
 def save_pretrained(model: nn.Module, folder: str | Path, tokenizer: Any = None) -> Path:
     """Write a folder that transformers' Auto classes open with the same outputs.
 
@@ -209,7 +223,7 @@ def save_pretrained(model: nn.Module, folder: str | Path, tokenizer: Any = None)
     Args:
         model: A labkit or a transformers model.
         folder: Where to; made if needed.
-        tokenizer: A labkit or a transformers tokenizer to put beside it.
+        tokenizer: A labkit or a transformers tokenizer to put beside it, or the folder of one.
 
     Returns:
         The folder.
@@ -223,7 +237,7 @@ def save_pretrained(model: nn.Module, folder: str | Path, tokenizer: Any = None)
     else:
         hf_model = _to_huggingface(model)
         hf_model.config.labkit = dataclasses.asdict(model.config)
-        if tokenizer is not None:
+        if not isinstance(tokenizer, str | Path | None):
             hf_model.config.eos_token_id = getattr(tokenizer, "end_of_text_id", None)
             hf_model.config.pad_token_id = getattr(tokenizer, "pad_id", None)
         hf_model.save_pretrained(folder)
@@ -231,7 +245,11 @@ def save_pretrained(model: nn.Module, folder: str | Path, tokenizer: Any = None)
             path = folder / "model.safetensors"
             extra = {f"classifier.{k}": v for k, v in model.classifier.state_dict().items()}
             save_file(load_file(path) | extra, path, metadata={"format": "pt"})
-    if tokenizer is not None:
+    if isinstance(tokenizer, str | Path):
+        for pattern in TOKENIZER_FILES:
+            for file in Path(tokenizer).glob(pattern):
+                shutil.copy(file, folder / file.name)
+    elif tokenizer is not None:
         save = getattr(tokenizer, "save_pretrained", None) or tokenizer.save
         save(folder)
     return folder

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from labkit.evaluation import classification as evaluate
+from labkit import evaluation
 from labkit.notebook.exercises import Fresh, Wrong, compare, exercise, require
 
 
@@ -85,7 +85,7 @@ def split_of(attempt: Callable[..., Any], fresh: Fresh) -> str:
 def macro_f1(attempt: Callable[..., Any], fresh: Fresh) -> str:
     for classes, examples in ((3, 67), (5, 131)):
         predicted, labels = _predictions(fresh, classes, examples)
-        table = evaluate.per_class(evaluate.confusion(predicted, labels, classes))
+        table = evaluation.per_class(evaluation.confusion(predicted, labels, classes))
         precision, recall, support = table["precision"], table["recall"], table["support"]
         mean_p, mean_r = precision.mean(), recall.mean()
         compare(
@@ -93,7 +93,7 @@ def macro_f1(attempt: Callable[..., Any], fresh: Fresh) -> str:
             float(table["f1"].mean()),
             {
                 "micro-F1, which is the accuracy: average the classes' F1 instead": (
-                    evaluate.accuracy(predicted, labels)
+                    evaluation.accuracy(predicted, labels)
                 ),
                 "weighted by class size: in macro-F1 each class weighs the same": float(
                     (table["f1"] * support).sum() / support.sum()
@@ -122,9 +122,9 @@ def _predictions(fresh: Fresh, classes: int, examples: int) -> tuple[Tensor, Ten
         noise = fresh.integers(0, classes, examples) * fresh.integers(0, 2, examples)
         predicted = torch.where(fresh.uniform(examples) < 0.7, labels, noise)
         predicted[:classes] = labels[:classes] = torch.arange(classes)  # every class occurs
-        table = evaluate.per_class(evaluate.confusion(predicted, labels, classes))
+        table = evaluation.per_class(evaluation.confusion(predicted, labels, classes))
         weighted = (table["f1"] * table["support"]).sum() / examples
-        if abs(weighted - evaluate.accuracy(predicted, labels)) > 1e-3:
+        if abs(weighted - evaluation.accuracy(predicted, labels)) > 1e-3:
             return predicted, labels
 
 

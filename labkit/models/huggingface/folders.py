@@ -1,0 +1,82 @@
+"""Open a model folder, one way for every command: a language model or a classifier.
+
+config.json, safetensors ──> open_lm          labkit's own where it knows the shape
+                         └─> open_classifier  transformers'
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from labkit.errors import LabError
+from labkit.models.huggingface.weights import load_pretrained
+
+
+def quiet_libraries() -> None:
+    """Keep progress bars and notices of the Hugging Face libraries out of ours."""
+    import datasets
+    from transformers.utils import logging
+
+    datasets.disable_progress_bars()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def is_classifier(folder: Path) -> bool:
+    """Whether a model folder names a classifier."""
+    return any("SequenceClassification" in name for name in _config(folder)["architectures"])
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    file = folder / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        return {**config, "architectures": config.get("architectures") or []}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise LabError(f"{file} is damaged ({error}): save the model again") from error
+
+
+def open_lm(folder: Path) -> nn.Module:
+    """A language model as labkit's own where its shape is known (faster), else transformers'.
+
+    Raises:
+        LabError: the folder holds no model that predicts the next token.
+    """
+    if any("CausalLM" in name or "LMHead" in name for name in _config(folder)["architectures"]):
+        try:
+            return load_pretrained(folder)
+        except LabError:
+            return _from_pretrained("AutoModelForCausalLM", folder)
+    found = ", ".join(_config(folder)["architectures"]) or "no architecture"
+    raise LabError(
+        f"{folder} holds {found}, which does not predict the next token: give a causal language "
+        "model"
+    )
+
+
+def open_classifier(folder: Path, classes: Sequence[str] | None = None) -> nn.Module:
+    """A transformers classifier; with `classes`, a new last layer for them where they differ."""
+    if classes is None:
+        return _from_pretrained("AutoModelForSequenceClassification", folder)
+    return _from_pretrained(
+        "AutoModelForSequenceClassification",
+        folder,
+        num_labels=len(classes),
+        id2label=dict(enumerate(classes)),
+        label2id={name: i for i, name in enumerate(classes)},
+        ignore_mismatched_sizes=True,
+    )
+
+
+def _from_pretrained(kind: str, folder: Path, **options: Any) -> Any:
+    import transformers
+
+    try:
+        opener = getattr(transformers, kind)
+        return opener.from_pretrained(str(folder), local_files_only=True, **options)
+    except Exception as error:
+        said = " ".join(str(error).split())[:200]
+        raise LabError(f"{folder} does not open as {kind} ({said}): save it again") from error

@@ -1,0 +1,5 @@
+"""Several processes as one: who holds what, and what they tell each other."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

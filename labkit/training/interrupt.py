@@ -1,0 +1,35 @@
+"""Being stopped by hand: the update that is under way ends, and the last checkpoint holds it."""
+
+import signal
+import threading
+from typing import Any
+
+from labkit import runtime
+
+
+class Stop:
+    """Ctrl-C (a notebook's stop button) or SIGTERM ends a run after the update that it interrupts.
+
+    So the last checkpoint holds that update. A second Ctrl-C interrupts at once. Several ranks are
+    torchrun's to stop: they could not agree on the update.
+    """
+
+    def __init__(self, here: runtime.World):
+        self.wanted = False
+        self.listens = here.size == 1 and threading.current_thread() is threading.main_thread()
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Stop":
+        if self.listens:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.before[number] = signal.signal(number, self._ask)
+        return self
+
+    def _ask(self, number: int, frame: Any) -> None:
+        if self.wanted:
+            raise KeyboardInterrupt
+        self.wanted = True
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
