@@ -52,7 +52,7 @@ from labkit.objectives import causal_lm, losses
 from labkit.optim import by_hand as updates
 from labkit.text import SPECIAL_TOKENS, bpe, corpora, from_merges, train_bpe
 from labkit.training import checkpoint, train
-from labkit.training import loop as updating
+from labkit.training import update as updating
 
 TINY = {"vocab_size": 61, "context_length": 24, "d_model": 32, "num_layers": 2, "num_heads": 4}
 SHAPES = {

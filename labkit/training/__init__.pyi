@@ -6,9 +6,12 @@ from . import loop as loop
 from . import probes as probes
 from . import records as records
 from . import run_folder as run_folder
+from . import update as update
 from .config import TrainConfig as TrainConfig
 from .loop import train as train
+from .records import Done as Done
 from .records import Progress as Progress
 from .records import Record as Record
 from .records import Result as Result
 from .run_folder import RunFolder as RunFolder
+from .update import Update as Update

@@ -6,6 +6,21 @@ train  ──> Result
 
 import math
 from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from labkit.training.config import TrainConfig
+
+
+class Done(NamedTuple):
+    """What one update did."""
+
+    loss: float
+    """Mean over its valid targets, nats."""
+    tokens: int
+    """Real input tokens, on all ranks."""
+    grad_norm: float
+    """L2 norm before clipping."""
+    learning_rate: float
 
 
 @dataclass(frozen=True)
@@ -61,6 +76,29 @@ class Progress:
     elapsed: float = 0.0
     best: dict[str, float] | None = None
     bad_evaluations: int = 0
+
+    def count(self, done: Done, seconds: float) -> None:
+        """One update more."""
+        self.step += 1
+        self.tokens += done.tokens
+        self.elapsed += seconds
+
+    def record(
+        self, done: Done, config: TrainConfig, seconds: float, evaluation: dict[str, float] | None
+    ) -> Record:
+        """What the last update did."""
+        return Record(
+            step=self.step,
+            total_steps=config.steps,
+            loss=done.loss,
+            learning_rate=done.learning_rate,
+            grad_norm=done.grad_norm,
+            tokens=self.tokens,
+            tokens_per_second=done.tokens / seconds,
+            elapsed=self.elapsed,
+            remaining=self.elapsed / self.step * (config.steps - self.step),
+            validation=evaluation,
+        )
 
     def note(self, evaluation: dict[str, float]) -> None:
         """Remember the best evaluation, and how many since then were not better."""
