@@ -506,3 +506,36 @@ def test_a_command_that_cannot_be_typed_is_noticed():
     with pytest.raises(SystemExit) as stopped:
         parse(shlex.split("pretrain my_text.txt"))
     assert stopped.value.code == 2
+
+
+def test_the_example_of_the_readme_ends_in_a_folder_that_every_command_accepts(
+    files, tmp_path, monkeypatch, capsys
+):
+    """The code block as it stands, with fewer and smaller updates."""
+    block = re.search(
+        r"<!-- example: python -->\n```python\n(.*?)```",
+        (ROOT / "README.md").read_text(),
+        re.DOTALL,
+    )
+    assert block is not None
+    code = block[1]
+    smaller = {
+        "steps=1000": "steps=3",
+        "vocab_size=4096": "vocab_size=300",
+        "d_model=192": "d_model=48",
+        "batch_size=32": "batch_size=4",
+        'corpora.load("web_bible")["train"]': 'corpora.load("web_bible")["validation"]',
+    }
+    for given, here_instead in smaller.items():
+        assert given in code
+        code = code.replace(given, here_instead)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {})
+    capsys.readouterr()
+    assert here("generate", "runs/mine", "--prompt", "In the", "--max-new-tokens", 5) == 0
+    assert capsys.readouterr().out.startswith("In the")
+    assert here("evaluate", "runs/mine", "--data", files / "a.txt", "--json") == 0
+    score = json.loads(capsys.readouterr().out)["scores"][str(files / "a.txt")]
+    assert 1 < score["bits_per_byte"] < 9
+    assert here("pretrain", "--resume", "--out", "runs/mine") == 2
+    assert "Python code began" in capsys.readouterr().err
