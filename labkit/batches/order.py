@@ -14,8 +14,9 @@ class Batches:
 
     The endless stream concatenates one permutation of all examples per epoch; update `step` takes
     its examples step * batch_size .. (step + 1) * batch_size - 1. So no example is dropped and each
-    is seen exactly once an epoch. With `lengths`, every `bucket` batches of the stream are sorted
-    by length and dealt again in random order: examples of a batch then need little padding.
+    is seen exactly once an epoch. With `lengths`, every `bucket` batches of an epoch are sorted by
+    length and dealt again in random order: examples of a batch then need little padding. A batch
+    that lies across two epochs keeps its random examples.
 
     With `corrupt`, each example is changed on its way into a batch: masked, cut, paired. Its
     generator is seeded by (seed, place in the stream), so what is random about it differs from
@@ -57,44 +58,47 @@ class Batches:
         self.corrupt = corrupt
         self.lengths = None if lengths is None else np.asarray(lengths)
         self._epochs: dict[int, np.ndarray] = {}
-        self._buckets: dict[int, np.ndarray] = {}
 
     @property
     def steps_per_epoch(self) -> int:
         """Updates until every example was seen once, rounded up."""
         return -(-len(self.examples) // self.batch_size)
 
-    def _permutation(self, epoch: int) -> np.ndarray:
+    def _epoch(self, epoch: int) -> np.ndarray:
+        """The order of all examples in one epoch."""
         if epoch not in self._epochs:
             order = np.arange(len(self.examples))
             if self.shuffle:
                 np.random.default_rng([self.seed, epoch]).shuffle(order)
+            if self.lengths is not None:
+                order = self._by_length(epoch, order, self.lengths)
             self._epochs = {e: o for e, o in self._epochs.items() if e >= epoch - 1}
             self._epochs[epoch] = order
         return self._epochs[epoch]
 
-    def _stream(self, start: int, stop: int) -> np.ndarray:
-        n = len(self.examples)
-        parts = [
-            self._permutation(e)[max(start - e * n, 0) : stop - e * n]
-            for e in range(start // n, (stop - 1) // n + 1)
-        ]
-        return np.concatenate(parts)
+    def _by_length(self, epoch: int, order: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """The same order, with examples of similar length in each batch that is whole in it."""
+        size = self.batch_size
+        begun = min(-epoch * len(order) % size, len(order))  # completes the last epoch's batch
+        batches = (len(order) - begun) // size
+        end = begun + batches * size
+        pools = [order[:begun]]
+        for first in range(0, batches, self.bucket):
+            pool = order[begun + first * size : min(begun + (first + self.bucket) * size, end)]
+            pool = pool[np.argsort(lengths[pool], kind="stable")].reshape(-1, size)
+            if self.shuffle:
+                np.random.default_rng([self.seed, 1 << 31, epoch, first]).shuffle(pool)
+            pools.append(pool.reshape(-1))
+        return np.concatenate([*pools, order[end:]])
 
     def indices(self, step: int) -> list[int]:
         """Return the indices of the examples of update `step` (from 0), in order."""
-        size = self.batch_size
-        if self.lengths is None:
-            return self._stream(step * size, (step + 1) * size).tolist()
-        number, place = divmod(step, self.bucket)
-        if number not in self._buckets:
-            span = self.bucket * size
-            pool = self._stream(number * span, (number + 1) * span)
-            pool = pool[np.argsort(self.lengths[pool], kind="stable")].reshape(self.bucket, size)
-            if self.shuffle:
-                np.random.default_rng([self.seed, 1 << 31, number]).shuffle(pool)
-            self._buckets = {number: pool}
-        return self._buckets[number][place].tolist()
+        n, start, stop = len(self.examples), step * self.batch_size, (step + 1) * self.batch_size
+        parts = [
+            self._epoch(e)[max(start - e * n, 0) : stop - e * n]
+            for e in range(start // n, (stop - 1) // n + 1)
+        ]
+        return np.concatenate(parts).tolist()
 
     def micro_batches(
         self, step: int, micro_batch_size: int | None = None, rank: int = 0, world_size: int = 1
