@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.testing import assert_close
+from training import tiny_model
 
 from labkit.errors import LabError
 from labkit.generation import generate, left_pad, next_token_probabilities, stream
@@ -108,7 +109,6 @@ def test_left_pad_ends_together():
         ({"top_p": 0.0}, "top_p is 0"),
         ({"top_p": 1.5}, "top_p is 1.5"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
-        ({"max_new_tokens": 20}, "context of 20"),
         ({"ids": []}, "prompt is empty"),
         ({"ids": [[1], []]}, "prompt is empty"),
     ],
@@ -138,3 +138,27 @@ def test_a_caller_may_train_on_what_a_stream_gives(model):
         (step.logits * weight).sum().backward()
         assert model.embedding(step.tokens).requires_grad
     assert torch.isfinite(weight.grad).all()
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_the_prompt_is_read_and_the_window_slides_when_it_is_full(use_cache):
+    """Longer than the context: token by token, from the definition of the window."""
+    model = tiny_model(context_length=16, initializer_range=0.5).eval()
+    prompt = [3, 1, 4, 1, 5, 9, 2, 6]
+    new = generate(model, prompt, 40, temperature=0, use_cache=use_cache)
+    text, begin = list(prompt), 0
+    with torch.no_grad():
+        for written in range(40):
+            if written in (8, 16, 24, 32):  # the window of 16 is full: its second half goes on
+                begin = len(text) - 8
+            logits = model(torch.tensor([text[begin:]])).logits[0, -1]
+            text.append(int(logits.argmax()))
+    assert new == text[len(prompt) :]
+    assert new[0] != generate(model, prompt[-1:], 1, temperature=0)[0], "the prompt matters"
+
+
+def test_a_prompt_longer_than_the_context_keeps_its_end():
+    model = tiny_model(context_length=16, initializer_range=0.5).eval()
+    long = [(7 * i) % 31 for i in range(50)]
+    assert generate(model, long, 4, temperature=0) == generate(model, long[-12:], 4, temperature=0)
+    assert len(generate(model, long, 60, temperature=0)) == 60

@@ -55,7 +55,7 @@ class LanguageModel:
         Args:
             prompt: empty begins a new text.
             chat: put the prompt as a question, as instruction fine-tuning does.
-            max_new_tokens: at least 1; at most one less than the model's context are written.
+            max_new_tokens: at least 1; what no longer fits into the context slides out of it.
             temperature, top_k, top_p: as in `generation.generate`.
             seed: of the sampling; None draws anew each time.
             samples: how many texts.
@@ -72,7 +72,7 @@ class LanguageModel:
         answers = generate(
             self.model,
             [chat_ids(self.tokenizer, prompt) if chat else asked] * samples,
-            min(max_new_tokens, context_length(self.model) - 1),
+            max_new_tokens,
             temperature,
             top_k,
             top_p,

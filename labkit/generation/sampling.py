@@ -118,15 +118,16 @@ def generate(
     """Continue one prompt or many; with an encoder-decoder, answer one source or many.
 
     Prompts of different lengths are padded on the left inside and do not influence one another.
-    Prompt and answer must fit into the model's context: of a prompt that is too long only its last
-    `context_length - max_new_tokens` tokens are read. Sources are read by the encoder, once.
+    What does not fit into the model's context slides out of it: when the window is full, its second
+    half is read again, alone, and writing goes on (for all prompts at once). Sources are read by
+    the encoder, once.
 
     Args:
         model: A labkit decoder or encoder-decoder, a transformers causal model, or any module from
             (B, T) ids to `.logits` (B, T, V), such as those of `baselines`: it reads the whole text
             again for each token, and prompts of different lengths are not for it.
         ids: One prompt (a list of ids) or a batch (a list of lists, or a tensor (B, T)).
-        max_new_tokens: At least 1, less than the context length.
+        max_new_tokens: At least 1; of an encoder-decoder less than the context length.
         temperature: >= 0; 0 is greedy.
         top_k: As in `next_token_probabilities`.
         top_p: As in `next_token_probabilities`.
@@ -193,45 +194,49 @@ def stream(
             " leave it False"
         )
     context = context_length(model)
-    if not 1 <= max_new_tokens < context:
-        raise LabError(
-            f"max_new_tokens is {max_new_tokens}; it must be at least 1 and less than the model's"
-            f" context of {context}"
-        )
+    answers = isinstance(model, EncoderDecoder)
+    if max_new_tokens < 1 or (answers and max_new_tokens >= context):
+        limit = f" and less than the model's context of {context}" if answers else ""
+        raise LabError(f"max_new_tokens is {max_new_tokens}; it must be at least 1{limit}")
     if len(prompts) == 0 or any(len(prompt) == 0 for prompt in prompts):
         raise LabError("a prompt is empty; give at least one token, such as the end-of-text id")
     device = next(model.parameters()).device
-    if isinstance(model, EncoderDecoder):
-        ids_BT, mask_BT = _started(len(prompts), start_id, device)
-    else:
-        ids_BT, mask_BT = left_pad([p[-(context - max_new_tokens) :] for p in prompts], device)
     random = torch.Generator(device).manual_seed(seed) if seed is not None else None
     done_B = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     was_training = model.training
     model.eval()
     try:
-        capacity = ids_BT.shape[1] + max_new_tokens
-        if isinstance(model, EncoderDecoder):
-            read = _answering_reader(model, prompts, capacity, use_cache)
-        else:
-            read = _reader(model, len(prompts), capacity, max_new_tokens, use_cache, compile)
-        new_BT = ids_BT
-        for _ in range(max_new_tokens):
-            with torch.inference_mode():
-                logits_BV = read(new_BT, mask_BT)
-            logits_BV = logits_BV.clone()  # an ordinary tensor, that a caller may compute with
-            if temperature == 0:
-                tokens_B = logits_BV.argmax(dim=-1)
+        step = _token_step(model, max_new_tokens, compile) if use_cache else None
+        texts, left = [list(prompt) for prompt in prompts], max_new_tokens
+        while left:
+            if isinstance(model, EncoderDecoder):
+                room = left
+                new_BT, mask_BT = _started(len(prompts), start_id, device)
+                read = _answering_reader(model, prompts, 1 + room, use_cache)
             else:
-                probabilities_BV = next_token_probabilities(logits_BV, temperature, top_k, top_p)
-                tokens_B = torch.multinomial(probabilities_BV, 1, generator=random)[:, 0]
-            yield Step(tokens_B, logits_BV)
-            if end_id is not None:
-                done_B = done_B | (tokens_B == end_id)
-                if bool(done_B.all()):
-                    return
-            new_BT = tokens_B[:, None]
-            mask_BT = torch.cat((mask_BT, torch.ones_like(new_BT)), dim=1)
+                room = min(left, max(context - max(map(len, texts)), context // 2, 1))
+                window = [text[-max(1, context - room) :] for text in texts]
+                new_BT, mask_BT = left_pad(window, device)
+                read = _reader(model, len(prompts), new_BT.shape[1] + room, use_cache, step)
+            for _ in range(room):
+                with torch.inference_mode():
+                    logits_BV = read(new_BT, mask_BT)
+                logits_BV = logits_BV.clone()  # an ordinary tensor, that a caller may compute with
+                if temperature == 0:
+                    tokens_B = logits_BV.argmax(dim=-1)
+                else:
+                    likely_BV = next_token_probabilities(logits_BV, temperature, top_k, top_p)
+                    tokens_B = torch.multinomial(likely_BV, 1, generator=random)[:, 0]
+                yield Step(tokens_B, logits_BV)
+                if end_id is not None:
+                    done_B = done_B | (tokens_B == end_id)
+                    if bool(done_B.all()):
+                        return
+                new_BT = tokens_B[:, None]
+                mask_BT = torch.cat((mask_BT, torch.ones_like(new_BT)), dim=1)
+                for text, token in zip(texts, tokens_B.tolist(), strict=True):
+                    text.append(token)
+            left -= room
     finally:
         model.train(was_training)
 
@@ -255,33 +260,34 @@ def right_pad(
 
 
 def _reader(
-    model: nn.Module,
-    batch_size: int,
-    capacity: int,
-    new_tokens: int,
-    use_cache: bool,
-    compile: bool,
+    model: nn.Module, batch_size: int, capacity: int, use_cache: bool, step: TokenStep | None
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """A function (new ids, mask of everything so far) -> logits of the last position."""
     if isinstance(model, Transformer):
         if model.config.kind != "decoder" or model.lm_head is None:
             raise LabError("generation needs a decoder with a language-model head")
         if use_cache:
-            return _cached_reader(model, batch_size, capacity, new_tokens, compile)
+            return _cached_reader(model, batch_size, capacity, step)
         return _labkit_reader(model)
     if not hasattr(model, "config"):
         return _plain_reader(model)
     return _transformers_reader(model, use_cache)
 
 
+def _token_step(model: nn.Module, new_tokens: int, compile: bool) -> TokenStep | None:
+    """One step without modules, where the model is plain enough; it serves every window."""
+    if not isinstance(model, Transformer) or model.config.kind != "decoder" or not model.lm_head:
+        return None
+    if not (compile or is_plain(model)):
+        return None
+    copy = new_tokens >= COPY_FROM and not compile  # a compiled product reads rows as fast
+    return TokenStep(model, copy, compile)
+
+
 def _cached_reader(
-    model: Transformer, batch_size: int, capacity: int, new_tokens: int, compile: bool
+    model: Transformer, batch_size: int, capacity: int, step: TokenStep | None
 ) -> Callable[[Tensor, Tensor], Tensor]:
     cache = model.new_cache(batch_size, capacity)
-    step = None
-    if compile or is_plain(model):
-        copy = new_tokens >= COPY_FROM and not compile  # a compiled product reads rows as fast
-        step = TokenStep(model, copy, compile)
 
     def read(new_BT: Tensor, mask_BS: Tensor) -> Tensor:
         padded = None if bool(mask_BS.all()) else mask_BS
