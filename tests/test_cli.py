@@ -7,6 +7,7 @@ import itertools
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import nbformat
 import pytest
 import torch
 from commands import SMALL, alone, here, labelled, losses, torchrun, write_rows, write_text
+from safetensors.torch import load_file, save_file
 
 from labkit.__main__ import parse
 from labkit.commands import options
@@ -539,3 +541,41 @@ def test_the_example_of_the_readme_ends_in_a_folder_that_every_command_accepts(
     assert 1 < score["bits_per_byte"] < 9
     assert here("pretrain", "--resume", "--out", "runs/mine") == 2
     assert "Python code began" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("origin", ["labkit", "transformers"])
+def test_a_model_folder_that_lacks_a_tensor_is_refused(pretrained, tmp_path, capsys, origin):
+    """Random weights in its place would answer, and nobody would know."""
+    folder = tmp_path / "model"
+    shutil.copytree(pretrained[0] / "model", folder)
+    if origin == "transformers":  # as another program wrote it
+        config = json.loads((folder / "config.json").read_text())
+        del config["labkit"]
+        (folder / "config.json").write_text(json.dumps(config))
+    tensors = load_file(folder / "model.safetensors")
+    gone = next(name for name in tensors if "layers.0.mlp" in name)
+    del tensors[gone]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    for command in (["generate", folder], ["evaluate", folder, "--data", "web_bible"]):
+        assert here(*command) == 2
+        assert "lack" in capsys.readouterr().err
+
+
+def test_weights_in_a_pickle_are_not_opened(pretrained, tmp_path, capsys):
+    folder = tmp_path / "model"
+    shutil.copytree(pretrained[0] / "model", folder)
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    assert here("generate", folder) == 2
+    assert "has no safetensors weights; other formats are not read" in capsys.readouterr().err
+
+
+def test_a_classifier_that_lacks_its_layer_is_refused(files, encoder, tmp_path, capsys):
+    """The encoder alone, said to be a classifier: its last layer would be random."""
+    folder = tmp_path / "model"
+    shutil.copytree(encoder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["architectures"] = ["BertForSequenceClassification"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert here("evaluate", folder, "--data", files / "labelled.csv") == 2
+    assert "lack classifier.bias, classifier.weight" in capsys.readouterr().err

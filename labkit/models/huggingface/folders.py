@@ -12,7 +12,10 @@ from typing import Any
 from torch import nn
 
 from labkit.errors import LabError
-from labkit.models.huggingface.weights import load_pretrained
+from labkit.models.huggingface.weights import knows, load_pretrained, open_complete
+
+#: What a new task puts on top of an encoder: it may begin with random weights.
+HEADS = ("classifier", "score", "pooler", "pre_classifier", "out_proj", "classification_head")
 
 
 def quiet_libraries() -> None:
@@ -43,13 +46,13 @@ def open_lm(folder: Path) -> nn.Module:
     """A language model as labkit's own where its shape is known (faster), else transformers'.
 
     Raises:
-        LabError: the folder holds no model that predicts the next token.
+        LabError: the folder holds no model that predicts the next token, or its weights are not
+            complete.
     """
     if any("CausalLM" in name or "LMHead" in name for name in _config(folder)["architectures"]):
-        try:
+        if knows(folder):
             return load_pretrained(folder)
-        except LabError:
-            return _from_pretrained("AutoModelForCausalLM", folder)
+        return _from_pretrained("AutoModelForCausalLM", folder)
     found = ", ".join(_config(folder)["architectures"]) or "no architecture"
     raise LabError(
         f"{folder} holds {found}, which does not predict the next token: give a causal language "
@@ -68,6 +71,7 @@ def open_classifier(folder: Path, classes: Sequence[str] | None = None) -> nn.Mo
         id2label=dict(enumerate(classes)),
         label2id={name: i for i, name in enumerate(classes)},
         ignore_mismatched_sizes=True,
+        fresh=lambda name: any(part in HEADS for part in name.split(".")),
     )
 
 
@@ -75,8 +79,9 @@ def _from_pretrained(kind: str, folder: Path, **options: Any) -> Any:
     import transformers
 
     try:
-        opener = getattr(transformers, kind)
-        return opener.from_pretrained(str(folder), local_files_only=True, **options)
+        return open_complete(getattr(transformers, kind), folder, **options)
+    except LabError:
+        raise
     except Exception as error:
         said = " ".join(str(error).split())[:200]
         raise LabError(f"{folder} does not open as {kind} ({said}): save it again") from error

@@ -10,6 +10,7 @@ both are read forwards and backwards here. Files are safetensors, never pickle.
 import dataclasses
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -185,9 +186,40 @@ def _open(folder: Path) -> Any:
     name = (details.get("architectures") or ["a model without 'architectures'"])[0]
     if name not in SUPPORTED:
         raise LabError(f"{folder} holds {name}; labkit reads {', '.join(SUPPORTED)}")
-    return getattr(transformers, name).from_pretrained(
-        folder, local_files_only=True, use_safetensors=True
+    return open_complete(getattr(transformers, name), folder)
+
+
+def open_complete(
+    opener: Any, folder: Path, fresh: Callable[[str], bool] | None = None, **options: Any
+) -> Any:
+    """A transformers model all of whose weights come from the folder: none random in silence.
+
+    Args:
+        opener: a class with `from_pretrained`.
+        folder: config.json and safetensors; nothing is fetched, no code of the folder runs.
+        fresh: which parameters may be missing, because a new task begins with random ones.
+        options: for `from_pretrained`.
+
+    Raises:
+        LabError: no safetensors, a tensor that is missing or has another shape.
+    """
+    if not any(folder.glob("*.safetensors")):
+        raise LabError(f"{folder} has no safetensors weights; other formats are not read")
+    model, found = opener.from_pretrained(
+        str(folder),
+        local_files_only=True,
+        use_safetensors=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+        **options,
     )
+    lacking = sorted(n for n in found["missing_keys"] if fresh is None or not fresh(n))
+    if lacking:
+        raise LabError(
+            f"the weights in {folder} lack {', '.join(lacking[:3])}; the file is not complete: "
+            "save the model again"
+        )
+    return model
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -200,6 +232,26 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 # Folders
+
+
+def knows(folder: Path) -> bool:
+    """Whether labkit has the shape of the model in a folder, so that `load_pretrained` is for it.
+
+    Whether the weights are complete is another question: `load_pretrained` answers it.
+    """
+    import transformers
+
+    details = _read_config(folder)
+    name = (details.get("architectures") or [""])[0]
+    if "labkit" in details:
+        return True
+    if name not in SUPPORTED:
+        return False
+    try:
+        our_config(name, transformers.AutoConfig.from_pretrained(str(folder)))
+    except LabError:
+        return False
+    return True
 
 
 def expressible(model: nn.Module) -> bool:
