@@ -1,4 +1,4 @@
-"""The machine under a run: device, number format, ranks, random numbers, profile.
+"""The machine under a run: device, number format, ranks, random numbers.
 
 Everything here follows from the hardware and never changes the optimisation problem: the same
 config gives the same global batches on a laptop, on Colab and on eight ranks.
@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,48 +24,8 @@ import torch.distributed as dist
 
 from labkit.errors import LabError
 
-PROFILES = ("smoke", "cpu", "gpu")
 PRECISIONS = ("fp32", "bf16", "fp16")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-# --- profile -----------------------------------------------------------------------------------
-
-
-def resolve_profile(profile: str = "auto") -> str:
-    """Return which sizes a chapter uses: `smoke`, `cpu` or `gpu`.
-
-    Args:
-        profile: one of `PROFILES`, or `auto`: the environment variable `LABKIT_PROFILE` if it is
-            set, else `gpu` where CUDA is available, else `cpu`.
-
-    Raises:
-        LabError: the name is none of these.
-    """
-    if profile == "auto":
-        profile = os.environ.get("LABKIT_PROFILE", "auto")
-    if profile == "auto":
-        return "gpu" if torch.cuda.is_available() else "cpu"
-    if profile not in PROFILES:
-        raise LabError(f"profile {profile!r} is unknown: choose one of {', '.join(PROFILES)}, auto")
-    return profile
-
-
-def sizes(profile: str, *, smoke: dict, cpu: dict, gpu: dict) -> SimpleNamespace:
-    """Pick one profile's sizes; all three stand in the open in the chapter's cell.
-
-    >>> sizes("cpu", smoke=dict(steps=2), cpu=dict(steps=300), gpu=dict(steps=5000)).steps
-    300
-
-    Raises:
-        LabError: the three profiles do not name the same sizes.
-    """
-    choices = {"smoke": smoke, "cpu": cpu, "gpu": gpu}
-    names = set().union(*choices.values())
-    for key, value in choices.items():
-        if missing := names - set(value):
-            raise LabError(f"profile {key!r} lacks {sorted(missing)}: give every size in all three")
-    return SimpleNamespace(**choices[resolve_profile(profile)])
 
 
 # --- device and precision ----------------------------------------------------------------------
@@ -276,3 +235,18 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(values)
     return values
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them.
+
+    >>> duration(75)
+    '1 min 15 s'
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 1:
+        return f"{seconds:.0f} s"
+    if minutes < 10:
+        return f"{minutes} min {rest:02} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02} min"

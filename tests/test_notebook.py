@@ -228,7 +228,7 @@ def test_the_number_of_a_bar_stands_beyond_its_end_on_its_own_side():
 
 def test_show_displays_the_live_source_with_its_place(shown):
     show(gradcheck.relative_error, docstring=False)
-    assert "labkit/notebook/gradcheck.py, line" in shown[0]["text/plain"]
+    assert "labkit/notebook/gradcheck.py" in shown[0]["text/plain"]
     assert "def relative_error" in shown[0]["text/markdown"]
     assert "over all entries" not in shown[0]["text/plain"]
     with pytest.raises(LabError, match="no Python source"):

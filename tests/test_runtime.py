@@ -1,4 +1,4 @@
-"""runtime: profiles, devices, precision, random numbers, ranks."""
+"""runtime: devices, precision, random numbers, ranks."""
 
 import subprocess
 import sys
@@ -11,29 +11,13 @@ from labkit import runtime
 from labkit.errors import LabError
 
 
-def test_profile_comes_from_the_name_then_the_environment(monkeypatch):
-    monkeypatch.setenv("LABKIT_PROFILE", "smoke")
-    assert runtime.resolve_profile() == "smoke"
-    assert runtime.resolve_profile("cpu") == "cpu"
-    monkeypatch.delenv("LABKIT_PROFILE")
-    assert runtime.resolve_profile() == ("gpu" if torch.cuda.is_available() else "cpu")
-
-
-def test_unknown_names_are_named(monkeypatch):
-    with pytest.raises(LabError, match="profile 'huge' is unknown: choose one of smoke, cpu, gpu"):
-        runtime.resolve_profile("huge")
+def test_unknown_names_are_named():
     with pytest.raises(LabError, match="device 'toaster' is unknown"):
         runtime.pick_device("toaster")
     with pytest.raises(LabError, match="precision 'fp8' is unknown"):
         runtime.pick_precision("cpu", "fp8")
     with pytest.raises(LabError, match="seed -1 is out of range"):
         runtime.seed_everything(-1)
-
-
-def test_sizes_must_be_named_in_all_three_profiles():
-    assert runtime.sizes("smoke", smoke={"n": 1}, cpu={"n": 2}, gpu={"n": 3}).n == 1
-    with pytest.raises(LabError, match="profile 'gpu' lacks"):
-        runtime.sizes("smoke", smoke={"n": 1}, cpu={"n": 2}, gpu={})
 
 
 def test_random_state_round_trip():

@@ -1,6 +1,6 @@
 """What the commands share: results on stdout, progress on stderr.
 
-say, table, duration     for a person to read
+say, table               for a person to read
 Progress                 one bar (a terminal) or one line now and then (a log file)
 """
 
@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from labkit import runtime
+from labkit.runtime import duration
 from labkit.training.records import Record
 
 if TYPE_CHECKING:
@@ -44,20 +45,6 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4f}"
     return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them.
-
-    >>> duration(75)
-    '1 min 15 s'
-    """
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if seconds < 600:
-        return f"{int(seconds // 60)} min {int(seconds % 60):02} s"
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
 class Progress:

@@ -1,4 +1,4 @@
-"""The course as one program: run chapters, gather metrics, write the report."""
+"""The course as one program: edit, run and stamp chapters, tie outputs to code, report."""
 
 import lazy_loader
 

@@ -1,10 +1,11 @@
 """The source of a public name as text: what a chapter shows of the package, and where it stands.
 
-    thing ──> name, file and line, code ──> Markdown and plain text      (`rendered`)
-    name  ──> thing                                                      (`find`)
+    thing ──> name, file, code ──> Markdown and plain text      (`rendered`)
+    name  ──> thing                                             (`find`)
 
 A notebook's output remembers the name, so that `python -m labkit.course stamp` can renew what it
-shows when the package moves on, and a test notices when nobody did.
+shows when the package moves on, and a test notices when nobody did. It says the file and no line
+number, which would change whenever something above it does.
 """
 
 import ast
@@ -28,23 +29,32 @@ def rendered(thing: Any, docstring: bool = True) -> dict[str, str]:
     Raises:
         LabError: it has no Python source.
     """
+    code, path = source_of(thing)
+    if not docstring:
+        code = without_docstrings(code)
+    place = _short(path)
+    return {
+        "text/markdown": f"<small>{place}</small>\n\n```python\n{code}\n```",
+        "text/plain": f"# {place}\n{code}",
+    }
+
+
+def source_of(thing: Any) -> tuple[str, str]:
+    """The source of a function, class or module, not indented, and the file it stands in.
+
+    Raises:
+        LabError: it has no Python source.
+    """
     thing = inspect.unwrap(thing) if callable(thing) else thing
     try:
-        lines, first = inspect.getsourcelines(thing)
+        lines, _ = inspect.getsourcelines(thing)
         path = inspect.getsourcefile(thing) or ""
     except (TypeError, OSError) as error:
         raise LabError(
             f"show({thing!r}) has no Python source; give a function, class or module "
             "that is written in Python."
         ) from error
-    code = textwrap.dedent("".join(lines)).rstrip()
-    if not docstring:
-        code = without_docstrings(code)
-    place = f"{_short(path)}, line {max(first, 1)}"
-    return {
-        "text/markdown": f"<small>{place}</small>\n\n```python\n{code}\n```",
-        "text/plain": f"# {place}\n{code}",
-    }
+    return textwrap.dedent("".join(lines)).rstrip(), path
 
 
 def name_of(thing: Any) -> str | None:

@@ -12,6 +12,7 @@ import torch
 from IPython.display import display
 
 from labkit import runtime
+from labkit.course import profiles
 from labkit.notebook import plots
 from labkit.notebook.tables import Table
 
@@ -36,7 +37,7 @@ class Lab:
 
     def sizes(self, *, smoke: dict, cpu: dict, gpu: dict) -> SimpleNamespace:
         """The sizes of this profile; a chapter writes all three openly."""
-        return runtime.sizes(self.profile, smoke=smoke, cpu=cpu, gpu=gpu)
+        return profiles.sizes(self.profile, smoke=smoke, cpu=cpu, gpu=gpu)
 
     def autocast(self) -> Any:
         """Context in which matrix products run in this lab's precision."""
@@ -54,7 +55,7 @@ def start(profile: str = "auto", seed: int = 0, chapter: str = "") -> Lab:
     Returns:
         The Lab: profile, device, precision, seed, chapter.
     """
-    profile = runtime.resolve_profile(profile)
+    profile = profiles.resolve_profile(profile)
     runtime.seed_everything(seed)
     device = runtime.pick_device("auto" if profile == "gpu" else "cpu")
     lab = Lab(profile, device, runtime.pick_precision(device), seed, chapter)

@@ -10,12 +10,10 @@ from typing import Any
 from IPython.display import display
 
 from labkit import runtime
+from labkit.course.chapter import METRICS_MIME
 from labkit.errors import LabError
 from labkit.notebook.lab import current_chapter, seconds_since_start
 from labkit.notebook.tables import table
-
-#: The MIME type under which a notebook carries its metrics.
-METRICS_MIME = "application/vnd.labkit.metrics+json"
 
 
 def report(metrics: dict[str, float], digits: int = 4) -> None:

@@ -13,7 +13,7 @@ from labkit.course import listing
 
 
 def show(*objects: Any, docstring: bool = True) -> None:
-    """Display the source of functions, classes, methods or modules with their file and line.
+    """Display the source of functions, classes, methods or modules with their file.
 
     Args:
         objects: what to show, in order.

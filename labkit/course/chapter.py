@@ -1,0 +1,133 @@
+"""Chapters: the notebooks of the course, found by number or name, read, written, their metrics.
+
+notebooks/03_attention.ipynb  ──>  Chapter(name="03_attention", number="03", title=...)
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import labkit
+from labkit.atomic import write_text
+from labkit.errors import LabError
+
+#: The MIME type under which a notebook carries its metrics: `labkit.notebook.report` puts them
+#: there, `metrics_of` finds them.
+METRICS_MIME = "application/vnd.labkit.metrics+json"
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """One notebook of the course."""
+
+    path: Path
+    """The notebook."""
+
+    @property
+    def name(self) -> str:
+        """File name without its ending, such as "03_attention"."""
+        return self.path.stem
+
+    @property
+    def number(self) -> str:
+        """Two digits."""
+        return self.name[:2]
+
+    @property
+    def title(self) -> str:
+        """The text of its first heading."""
+        for cell in read_notebook(self.path).cells:
+            if found := re.search(r"^#\s+(.+)$", cell.source, re.MULTILINE):
+                return found.group(1).strip()
+        return self.name
+
+
+def notebooks_folder() -> Path:
+    """The checkout's notebooks/, beside the package or under the current folder.
+
+    Raises:
+        LabError: labkit is installed without its notebooks.
+    """
+    places = [Path(labkit.__file__).resolve().parents[1] / "notebooks", Path.cwd() / "notebooks"]
+    for place in places:
+        if any(place.glob("[0-9][0-9]_*.ipynb")):
+            return place
+    raise LabError(
+        f"No notebooks in {places[0]} or {places[1]}: clone {labkit.REPOSITORY} and run from there."
+    )
+
+
+def chapters(names: Iterable[str] = (), folder: Path | str | None = None) -> list[Chapter]:
+    """Chapters in order: all of them, or those named by number or name.
+
+    Args:
+        names: "3", "03" or "03_attention"; none means all.
+        folder: where the notebooks are; None looks for the checkout's.
+
+    Raises:
+        LabError: a name is no chapter.
+    """
+    place = Path(folder) if folder is not None else notebooks_folder()
+    found = [Chapter(path) for path in sorted(place.glob("[0-9][0-9]_*.ipynb"))]
+    if not found:
+        raise LabError(f"No chapters in {place}: a chapter is a file such as 03_attention.ipynb.")
+    wanted = [names] if isinstance(names, str) else list(names)
+    chosen = []
+    for name in wanted:
+        stem = Path(name).stem
+        match = [it for it in found if stem in (it.name, it.number) or stem.zfill(2) == it.number]
+        if not match:
+            there = ", ".join(it.name for it in found)
+            raise LabError(f"There is no chapter {name!r}; there are {there}.")
+        chosen += match
+    return sorted(set(chosen), key=lambda it: it.name) if wanted else found
+
+
+def one_chapter(name: str | Path) -> Chapter:
+    """The chapter of a number or name in the checkout, or of the path of a notebook anywhere.
+
+    Raises:
+        LabError: there is no such chapter or file.
+    """
+    path = Path(name)
+    if path.suffix != ".ipynb":
+        return chapters([str(name)])[0]
+    if not path.is_file():
+        raise LabError(f"There is no notebook {path}: give a number, a name or an existing file.")
+    return Chapter(path)
+
+
+def metrics_of(notebook: Path | str) -> dict[str, Any] | None:
+    """What `report` recorded in an executed notebook, or None.
+
+    Returns:
+        {"chapter", "profile", "seconds", "peak_rss_mb", "metrics"}.
+    """
+    found = None
+    for cell in read_notebook(Path(notebook)).cells:
+        for output in cell.get("outputs", []):
+            found = output.get("data", {}).get(METRICS_MIME, found)
+    return dict(found) if found is not None else None
+
+
+def read_notebook(path: Path) -> Any:
+    """The notebook in a file.
+
+    Raises:
+        LabError: it is none, or cannot be read.
+    """
+    import nbformat
+
+    try:
+        return nbformat.read(path, as_version=4)
+    except Exception as error:
+        raise LabError(f"{path} is not a readable notebook: {error}") from error
+
+
+def write_notebook(path: Path, notebook: Any) -> None:
+    """Write a notebook, whole or not at all."""
+    import nbformat
+
+    write_text(path, nbformat.writes(notebook) + "\n")

@@ -1,0 +1,51 @@
+"""Profiles: the sizes of a chapter on the machine at hand.
+
+smoke   seconds: does it run?
+cpu     minutes on two cores: what is committed
+gpu     minutes on one GPU: the same experiments, larger
+"""
+
+import os
+from types import SimpleNamespace
+
+import torch
+
+from labkit.errors import LabError
+
+PROFILES = ("smoke", "cpu", "gpu")
+
+
+def resolve_profile(profile: str = "auto") -> str:
+    """Return which sizes a chapter uses: `smoke`, `cpu` or `gpu`.
+
+    Args:
+        profile: one of `PROFILES`, or `auto`: the environment variable `LABKIT_PROFILE` if it is
+            set, else `gpu` where CUDA is available, else `cpu`.
+
+    Raises:
+        LabError: the name is none of these.
+    """
+    if profile == "auto":
+        profile = os.environ.get("LABKIT_PROFILE", "auto")
+    if profile == "auto":
+        return "gpu" if torch.cuda.is_available() else "cpu"
+    if profile not in PROFILES:
+        raise LabError(f"profile {profile!r} is unknown: choose one of {', '.join(PROFILES)}, auto")
+    return profile
+
+
+def sizes(profile: str, *, smoke: dict, cpu: dict, gpu: dict) -> SimpleNamespace:
+    """Pick one profile's sizes; all three stand in the open in the chapter's cell.
+
+    >>> sizes("cpu", smoke=dict(steps=2), cpu=dict(steps=300), gpu=dict(steps=5000)).steps
+    300
+
+    Raises:
+        LabError: the three profiles do not name the same sizes.
+    """
+    choices = {"smoke": smoke, "cpu": cpu, "gpu": gpu}
+    names = set().union(*choices.values())
+    for key, value in choices.items():
+        if missing := names - set(value):
+            raise LabError(f"profile {key!r} lacks {sorted(missing)}: give every size in all three")
+    return SimpleNamespace(**choices[resolve_profile(profile)])

@@ -1,0 +1,126 @@
+"""The report of a run: every chapter as a page, and one page that links them.
+
+out/NN_name.ipynb  ──>  out/NN_name.html      (`to_html`)
+results            ──>  out/index.html        (`index_page`)
+"""
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+import labkit
+from labkit.course.chapter import Chapter, read_notebook
+from labkit.errors import LabError
+from labkit.runtime import duration
+
+#: What a reader of a static page can see, best first: the picture of a widget, not its empty frame.
+STATIC_PRIORITY = (
+    "text/html",
+    "image/svg+xml",
+    "image/png",
+    "image/jpeg",
+    "text/markdown",
+    "text/latex",
+    "text/plain",
+)
+
+
+def to_html(notebook: Path | str) -> str:
+    """An executed notebook as one HTML page; widgets show their static picture."""
+    from nbconvert import HTMLExporter
+    from traitlets.config import Config
+
+    config = Config({"NbConvertBase": {"display_data_priority": list(STATIC_PRIORITY)}})
+    content = read_notebook(Path(notebook))
+    content.metadata.pop("widgets", None)
+    page, _ = HTMLExporter(config=config).from_notebook_node(content)
+    return page.replace("</head>", f"<style>{_CODE_FONT}</style></head>", 1)
+
+
+#: nbconvert leaves fenced code inside outputs in the text font.
+_CODE_FONT = ".jp-RenderedMarkdown .highlight pre { font-family: monospace; font-size: 13px }"
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>LLM Lab: report</title>
+<meta name="viewport" content="width=device-width,initial-scale=1">
+<style>
+:root {{ color-scheme: light dark; --line: #8884; --soft: #8882; --blue: #0072B2; --red: #D55E00 }}
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 3rem auto;
+  padding: 0 1.2rem }}
+h1 {{ margin: 0; font-size: 1.9rem }} .sub {{ opacity: .7; margin: .2rem 0 2rem }}
+table {{ border-collapse: collapse; width: 100% }}
+th {{ text-align: left; font-size: .8rem; font-weight: 600; opacity: .65 }}
+th, td {{ padding: .7rem .8rem; border-bottom: 1px solid var(--line); vertical-align: top }}
+td.n {{ text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }}
+th.n {{ text-align: right }}
+a {{ color: var(--blue); font-weight: 600; text-decoration: none }}
+a:hover {{ text-decoration: underline }}
+dl {{ display: flex; flex-wrap: wrap; gap: .35rem; margin: 0 }}
+dl div {{ background: var(--soft); border-radius: .4rem; padding: .1rem .5rem; font-size: .85rem }}
+dt, dd {{ display: inline; margin: 0 }} dt {{ opacity: .7 }} dd {{ font-weight: 600 }}
+.error {{ color: var(--red); font-size: .9rem }}
+.bar {{ height: .3rem; border-radius: .2rem; background: var(--blue);
+  margin-top: .35rem; margin-left: auto }}
+</style></head><body>
+<h1>LLM Lab</h1><p class="sub">{summary}</p>
+<table><thead><tr><th>Chapter</th><th class="n">Time</th><th class="n">Peak memory</th>
+<th>Measured</th></tr></thead>
+<tbody>{rows}</tbody></table></body></html>
+"""
+
+
+def index_page(chosen: Sequence[Chapter], results: dict[str, dict], profile: str) -> str:
+    """The page that lists chapters with their time, memory and metrics and links their pages.
+
+    Args:
+        chosen: the chapters of this run, in order.
+        results: those that have run: name -> {"seconds", "peak_rss_mb", "metrics"} and maybe
+            "error".
+        profile: as shown to the reader.
+    """
+    longest = max((it["seconds"] for it in results.values()), default=1.0) or 1.0
+    rows = []
+    for chapter in chosen:
+        if chapter.name not in results:
+            rows.append(
+                f"<tr><td>{escape(_title(chapter))}</td><td></td><td></td><td>waiting</td></tr>"
+            )
+            continue
+        it = results[chapter.name]
+        numbers = "".join(
+            f"<div><dt>{escape(name.replace('_', ' '))}</dt> <dd>{_figure(value)}</dd></div>"
+            for name, value in it["metrics"].items()
+        )
+        measured = f"<dl>{numbers}</dl>"
+        if "error" in it:
+            measured += f'<p class="error">{escape(it["error"])}</p>'
+        memory = f"{it['peak_rss_mb']:,.0f} MB" if it["peak_rss_mb"] else "–"
+        bar = f'<div class="bar" style="width:{max(2, 100 * it["seconds"] / longest):.0f}%"></div>'
+        rows.append(
+            f'<tr><td><a href="{chapter.name}.html">{escape(_title(chapter))}</a></td>'
+            f'<td class="n">{duration(it["seconds"])}{bar}</td><td class="n">{memory}</td>'
+            f"<td>{measured}</td></tr>"
+        )
+    total = sum(it["seconds"] for it in results.values())
+    failed = sum("error" in it for it in results.values())
+    summary = (
+        f"{len(results)} of {len(chosen)} chapters run under the profile <b>{profile}</b> in "
+        f"{duration(total)}"
+        + (f", {failed} failed" if failed else "")
+        + f" · labkit {labkit.__version__}"
+    )
+    return _PAGE.format(summary=summary, rows="\n".join(rows))
+
+
+def _title(chapter: Chapter) -> str:
+    try:
+        return chapter.title
+    except LabError:  # no notebook: its row says so
+        return chapter.name
+
+
+def _figure(value: float) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4g}" if abs(value) < 1e5 else f"{value:,.0f}"

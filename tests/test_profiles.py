@@ -1,0 +1,34 @@
+"""Profiles: by name, by environment, by machine; sizes for all of them."""
+
+import doctest
+
+import pytest
+import torch
+
+from labkit import course
+from labkit.course import profiles
+from labkit.errors import LabError
+
+
+def test_profile_comes_from_the_name_then_the_environment(monkeypatch):
+    monkeypatch.setenv("LABKIT_PROFILE", "smoke")
+    assert course.resolve_profile() == "smoke"
+    assert course.resolve_profile("cpu") == "cpu"
+    monkeypatch.delenv("LABKIT_PROFILE")
+    assert course.resolve_profile() == ("gpu" if torch.cuda.is_available() else "cpu")
+
+
+def test_an_unknown_profile_is_named():
+    with pytest.raises(LabError, match="profile 'huge' is unknown: choose one of smoke, cpu, gpu"):
+        course.resolve_profile("huge")
+
+
+def test_sizes_must_be_named_in_all_profiles():
+    for profile, n in zip(course.PROFILES, (1, 2, 3), strict=True):
+        assert course.sizes(profile, smoke={"n": 1}, cpu={"n": 2}, gpu={"n": 3}).n == n
+    with pytest.raises(LabError, match="profile 'gpu' lacks"):
+        course.sizes("smoke", smoke={"n": 1}, cpu={"n": 2}, gpu={})
+
+
+def test_examples_in_docstrings():
+    assert doctest.testmod(profiles).failed == 0
