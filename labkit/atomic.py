@@ -14,22 +14,37 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from labkit.errors import LabError
+
 
 @contextmanager
-def claim(folder: Path) -> Iterator[Path]:
+def claim(folder: Path, *, replace: bool = False) -> Iterator[Path]:
     """Give a temporary folder that becomes `folder` at the end of the block, or vanishes.
 
-    It replaces an older `folder`. Parents made for it vanish too when the block fails.
+    Parents made for it vanish too when the block fails.
+
+    Args:
+        folder: the name that it gets; there must be nothing yet, or an empty folder.
+        replace: an older folder of this name is removed. Only for what this program wrote itself:
+            whoever asks for it has made sure of that.
+
+    Raises:
+        LabError: something stands there already, and `replace` is False.
     """
     made = [p for p in (folder.parent, *folder.parent.parents) if not p.exists()]
     temporary = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        for stale in folder.parent.glob(f".{folder.name}.tmp-*"):  # of killed writers
-            shutil.rmtree(stale)
+        for stale in folder.parent.glob(f".{folder.name}.tmp-*"):
+            if not psutil.pid_exists(int(stale.name.rpartition("-")[2])):  # its writer was killed
+                shutil.rmtree(stale)
         temporary.mkdir()
         yield temporary
         if folder.exists():
+            if not replace and any(folder.iterdir()):
+                raise LabError(f"{folder} is not empty: choose a new folder, or empty it yourself")
             shutil.rmtree(folder)
         os.replace(temporary, folder)
     except BaseException:

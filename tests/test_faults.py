@@ -5,6 +5,7 @@ survives, it ends with the very weights of one that nothing happened to.
 """
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -15,9 +16,13 @@ import pytest
 import torch
 from commands import SMALL, alone, here, labelled, losses, start, write_rows, write_text
 from safetensors.torch import load_file
+from training import config, ragged_batches, tiny_model
 
+from labkit import atomic
+from labkit.errors import LabError
+from labkit.objectives import causal_lm
 from labkit.text import train_bpe
-from labkit.training import checkpoint
+from labkit.training import checkpoint, train
 
 
 @pytest.fixture(scope="module")
@@ -449,3 +454,87 @@ def test_stopping_by_hand_says_how_to_go_on(files, tmp_path):
     assert f"labkit pretrain --resume --out {run}" in out
     assert "Traceback" not in err
     assert json.loads((run / "config.json").read_text())["options"]["steps"] == 5000
+
+
+# Whose folder is it?
+
+
+def everything(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (
+            ["pretrain", "--data", "proj/story.txt", "--out", "proj"],
+            "no run wrote",
+        ),
+        (
+            ["pretrain", "--data", "proj/data/a.txt", "--out", "proj"],
+            "no run wrote",
+        ),
+        (["pretrain", "--data", "proj/data", "--out", "proj/data"], "lies inside proj/data"),
+        (["pretrain", "--data", "proj", "--out", "proj/run"], "proj/run lies inside proj"),
+        (
+            ["pretrain", "--data", "proj/story.txt", "--init", "proj/model", "--out", "proj"],
+            "no run",
+        ),
+        (
+            ["finetune", "--data", "proj/b.csv", "--model", "proj/model", "--out", "proj"],
+            "no run wrote",
+        ),
+        (["finetune", "--data", "proj/b.csv", "--out", "proj", "--resume"], "no run wrote"),
+        (["pretrain", "--data", "web_bible", "--out", "proj", "--resume"], "no run wrote"),
+    ],
+    ids=lambda it: "-".join(it[1:]).replace("/", "_") if isinstance(it, list) else "",
+)
+def test_a_folder_that_no_run_wrote_is_left_alone(command, words, tmp_path, monkeypatch, capsys):
+    """`--out` once deleted OUT/data and OUT/model wherever they came from."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("data/a.txt", "story.txt"):
+        path = tmp_path / "proj" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path)
+    write_rows(tmp_path / "proj" / "b.csv", labelled())
+    (tmp_path / "proj" / "model").mkdir()
+    (tmp_path / "proj" / "model" / "config.json").write_text('{"model_type": "bert"}')
+    before = everything(tmp_path)
+    small = SMALL if command[0] == "pretrain" else []
+    assert here(*command, *small) == 2
+    assert words in capsys.readouterr().err
+    assert everything(tmp_path) == before
+
+
+def test_python_code_may_not_write_over_a_strangers_model_either(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.txt").write_text("precious")
+    with pytest.raises(LabError, match="holds model, which no run wrote"):
+        train(tiny_model(), causal_lm, ragged_batches(), config(out=tmp_path))
+    assert everything(tmp_path) == {Path("model/mine.txt"): b"precious"}
+
+
+def test_the_data_of_a_run_are_not_replaced_by_others(files, tmp_path, capsys):
+    """`--resume` with config.json gone once trained the default corpus over the run's data."""
+    run = tmp_path / "run"
+    assert here("pretrain", "--data", files / "a.txt", "--out", run, *SMALL) == 0
+    (run / "config.json").unlink()
+    before = everything(run)
+    capsys.readouterr()
+    assert here("pretrain", "--resume", "--out", run, *SMALL) == 2
+    assert "which no run wrote" in capsys.readouterr().err
+    assert everything(run) == before
+
+
+def test_a_second_writer_leaves_the_files_of_the_first_alone(tmp_path):
+    theirs = tmp_path / f".run.tmp-{os.getppid()}"  # alive
+    dead = tmp_path / ".run.tmp-999999999"
+    for folder in (theirs, dead):
+        folder.mkdir()
+    with atomic.claim(tmp_path / "run") as folder:
+        (folder / "a").write_text("b")
+    assert theirs.exists()
+    assert not dead.exists()
+    with pytest.raises(LabError, match="is not empty"), atomic.claim(tmp_path / "run"):
+        pass
+    assert (tmp_path / "run" / "a").read_text() == "b"

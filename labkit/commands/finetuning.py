@@ -21,7 +21,7 @@ from labkit.atomic import write_json
 from labkit.batches import Batches
 from labkit.commands import tasks
 from labkit.commands.options import Finetune, check, to_dict
-from labkit.commands.shell import Progress, duration, say, table
+from labkit.commands.shell import Progress, say, table
 from labkit.commands.tasks import Task
 from labkit.errors import LabError
 from labkit.evaluation.classification import (
@@ -97,7 +97,7 @@ def finetune(options: Finetune) -> dict[str, Any] | None:
         best = f", best at {result.best['step']}" if result.best else ""
         say(
             f"{options.out}: the model is in {options.out / 'model'} ({result.steps} updates in "
-            f"{duration(result.seconds)}{best})"
+            f"{runtime.duration(result.seconds)}{best})"
         )
         return evaluation
 
@@ -113,7 +113,8 @@ def _checked(options: Finetune) -> Finetune:
     check(0 <= options.warmup <= 1, options, "warmup", "0 to 1")
     ranks = runtime.world().size
     check(options.batch_size % ranks == 0, options, "batch_size", f"a multiple of {ranks}")
-    check_free(options.out, options.resume)
+    inputs = [options.data, options.validation, options.test, options.model]
+    check_free(options.out, options.resume, inputs)
     model_folder(options.model)
     saved = began(options.out, "finetune")
     if saved is not None:

@@ -132,7 +132,7 @@ def prepare(options: Pretrain) -> Pretrain:
     """
     out = options.out
     _check(options)
-    check_free(out, options.resume)
+    check_free(out, options.resume, [*options.data, options.init, options.tokenizer])
     saved = began(out, "pretrain")
     if saved is not None:
         check_same(to_dict(options), saved["options"], out)
@@ -147,12 +147,17 @@ def prepare(options: Pretrain) -> Pretrain:
         warmup_steps=train_config(options).warmup_steps,
         train=dataclasses.replace(options.train, precision=precision),
     )
-    with claim(out / "data") as folder:
-        tokenizer = _write_data(options, folder)
+    if saved is not None:  # its data/ is gone: the same again
+        with claim(out / "data") as folder:
+            _write_data(options, folder)
+        return options
+    with claim(out) as folder:  # data/ and config.json appear together
+        (folder / "data").mkdir()
+        tokenizer = _write_data(options, folder / "data")
         model = _build(options, tokenizer.vocab_size)
-    ours = isinstance(model, Transformer)
-    shape = dataclasses.asdict(model.config) if ours else str(options.init)
-    begin(out, "pretrain", to_dict(options), model=shape)
+        ours = isinstance(model, Transformer)
+        shape = dataclasses.asdict(model.config) if ours else str(options.init)
+        begin(folder, "pretrain", to_dict(options), model=shape)
     return options
 
 

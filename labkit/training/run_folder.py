@@ -14,6 +14,7 @@ runs/<name>/
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,13 +32,49 @@ from labkit.training.config import FREE_ON_RESUME, TrainConfig
 from labkit.training.distributed.data import whole
 from labkit.training.records import Progress, Record
 
+#: What a run writes into its folder, besides its lock.
+ENTRIES = (
+    "config.json", "metrics.jsonl", "evaluation.json", "errors.csv", "data", "checkpoints", "best",
+    "model",
+)  # fmt: skip
 
-def check_free(out: Path, resume: bool) -> None:
-    """Raise a LabError where a new run would mix with an older one."""
+
+def is_run(path: Path) -> bool:
+    """Whether a folder is that of a run: its config.json is one that `begin` or `train` wrote."""
+    try:
+        saved = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(saved, dict) and ("command" in saved or "train" in saved)
+
+
+def check_free(out: Path, resume: bool, inputs: Iterable[str | Path | None] = ()) -> None:
+    """Make sure that a run may write into a folder: nothing there is anybody else's.
+
+    Args:
+        out: the folder to be.
+        resume: an older run in it goes on.
+        inputs: files and folders that the run reads; names that are no path do not matter.
+
+    Raises:
+        LabError: it is a file, holds something that no run wrote, holds a run that is not to be
+            resumed, or lies inside an input.
+    """
     if out.exists() and not out.is_dir():
         raise LabError(f"{out} is a file: choose another --out")
-    if (out / "config.json").exists() and not resume:
-        raise LabError(f"{out} already holds a run: continue it with --resume or choose --out")
+    for source in inputs:
+        if source is not None and Path(source).resolve() in (out.resolve(), *out.resolve().parents):
+            raise LabError(
+                f"{out} lies inside {source}, which the run reads: choose an --out elsewhere"
+            )
+    if is_run(out):
+        if not resume:
+            raise LabError(f"{out} already holds a run: continue it with --resume or choose --out")
+    elif out.exists() and (found := sorted(p.name for p in out.iterdir() if p.name != ".lock")):
+        raise LabError(
+            f"{out} holds {found[0]}, which no run wrote, and is left alone: choose an --out that "
+            "is new or empty"
+        )
 
 
 def begin(out: Path, command: str, options: dict[str, Any], **facts: Any) -> None:
@@ -119,11 +156,20 @@ class RunFolder:
         if self.path is None:
             return
         if self.here.rank == 0:
+            self._check_owner(self.path)
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = _lock(self.path)
             self._write_config(self.path)
             self._log = (self.path / "metrics.jsonl").open("a", buffering=1)
         runtime.sum_over_ranks(torch.zeros(1))  # nobody reads before rank 0 has written
+
+    def _check_owner(self, path: Path) -> None:
+        foreign = [name for name in ENTRIES if (path / name).exists()]
+        if foreign and not is_run(path):
+            raise LabError(
+                f"{path} holds {foreign[0]}, which no run wrote, and is left alone: choose an "
+                "`out` that is new or empty"
+            )
 
     def _write_config(self, path: Path) -> None:
         file = path / "config.json"
@@ -234,7 +280,7 @@ class RunFolder:
             return
         full = whole(model, self.here, self.config.parallel)  # all ranks: FSDP gathers
         if self.here.rank == 0:
-            with claim(self.path / "model") as folder:
+            with claim(self.path / "model", replace=True) as folder:
                 save_pretrained(full, folder, tokenizer)
 
     def close(self) -> None:
