@@ -1,5 +1,6 @@
 """What every test shares: no network, one thread, one place for artefacts."""
 
+import json
 import os
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import torch
 torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parent.parent
+CHAPTER_RUNS = ROOT / "test-artefacts" / "chapters"
 
 
 @pytest.fixture
@@ -36,3 +38,23 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(without_gpu)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What each chapter's run cost: a chapter should stay under fifteen seconds of CPU time."""
+    costs = [json.loads(f.read_text()) for f in sorted(CHAPTER_RUNS.glob("*/cost.json"))]
+    if not costs or not terminalreporter.stats.get("passed"):
+        return
+    terminalreporter.section("chapters under smoke")
+    row = "{:<28} {:>8} {:>8} {:>8}"
+    terminalreporter.line(row.format("chapter", "seconds", "CPU", "MB"))
+    for cost in costs:
+        line = row.format(
+            cost["chapter"],
+            f"{cost['seconds']:.1f}",
+            f"{cost['cpu_seconds']:.1f}",
+            f"{cost['peak_rss_mb'] or 0:,.0f}",
+        )
+        terminalreporter.line(line + ("   kept" if cost["kept"] else ""))
+    total = sum(cost["cpu_seconds"] for cost in costs)
+    terminalreporter.line(row.format("all", "", f"{total:.1f}", ""))
