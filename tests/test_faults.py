@@ -368,8 +368,8 @@ def test_killed_at_four_moments_it_ends_as_if_nothing_had_happened(files, tmp_pa
 
     resume = ["pretrain", *data, "--out", run, "--resume"]
     # while data are prepared
-    kill_when(start(*resume), lambda: any(run.glob(".data.tmp-*")))
-    assert not (run / "data").exists()
+    kill_when(start(*resume), lambda: any(tmp_path.glob(".run.tmp-*")))
+    assert not run.exists()
     # while the second checkpoint is written
     kill_when(start(*resume), lambda: any(folder.glob(".step-00000002.tmp-*")))
     assert any(folder.glob(".step-00000002.tmp-*"))

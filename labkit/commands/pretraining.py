@@ -151,13 +151,18 @@ def prepare(options: Pretrain) -> Pretrain:
         with claim(out / "data") as folder:
             _write_data(options, folder)
         return options
-    with claim(out) as folder:  # data/ and config.json appear together
-        (folder / "data").mkdir()
-        tokenizer = _write_data(options, folder / "data")
+    new = not out.exists()  # then data/ and config.json appear together
+    with claim(out if new else out / "data") as folder:
+        if new:
+            (folder / "data").mkdir()
+        tokenizer = _write_data(options, folder / "data" if new else folder)
         model = _build(options, tokenizer.vocab_size)
         ours = isinstance(model, Transformer)
         shape = dataclasses.asdict(model.config) if ours else str(options.init)
-        begin(folder, "pretrain", to_dict(options), model=shape)
+        if new:
+            begin(folder, "pretrain", to_dict(options), model=shape)
+    if not new:
+        begin(out, "pretrain", to_dict(options), model=shape)
     return options
 
 
