@@ -6,6 +6,7 @@ from labkit import accounting
 from labkit.accounting import Recipe, capacity
 from labkit.accounting.capacity import GIB, GPUS, MODELS, largest_batch, will_it_fit
 from labkit.errors import LabError
+from labkit.models import counts
 
 PUBLISHED = {
     "GPT-2 (124 M)": 124_439_808,
