@@ -144,6 +144,16 @@ def test_a_chapter_that_makes_no_page_does_not_end_the_run(tmp_path):
     assert "3 of 3 chapters" in (tmp_path / "out" / "index.html").read_text()
 
 
+def test_a_run_does_not_replace_the_notebooks_it_reads(tmp_path):
+    write_chapter(tmp_path / "notebooks", "01_mine", "40 + 2")
+    before = (tmp_path / "notebooks" / "01_mine.ipynb").read_bytes()
+    for out in (tmp_path / "notebooks", tmp_path / "notebooks" / ".." / "notebooks"):
+        with pytest.raises(LabError, match="holds the notebooks themselves"):
+            course.run(profile="smoke", out=out, folder=tmp_path / "notebooks", progress=False)
+    assert [it.name for it in (tmp_path / "notebooks").iterdir()] == ["01_mine.ipynb"]
+    assert (tmp_path / "notebooks" / "01_mine.ipynb").read_bytes() == before
+
+
 def test_a_kernel_that_dies_is_said_in_one_sentence(tmp_path, capsys):
     write_chapter(tmp_path, "01_dies", "import os\nos._exit(1)")
     assert main(["execute", str(tmp_path / "01_dies.ipynb")]) == 1

@@ -89,8 +89,8 @@ def test_a_long_text_is_that_of_the_plain_loop():
 
 COMPILED = """
 import dataclasses, sys, torch
-from labkit.generate import generate
-from labkit.transformer import Transformer, TransformerConfig
+from labkit.generation import generate
+from labkit.models import Transformer, TransformerConfig
 
 torch.manual_seed(0)
 tiny = dict(vocab_size=53, context_length=24, d_model=32, num_layers=2, num_heads=4)

@@ -3,6 +3,8 @@
 import ast
 import importlib
 import inspect
+import json
+import re
 import tomllib
 from pathlib import Path
 
@@ -155,3 +157,40 @@ def test_importing_labkit_loads_none_of_the_heavy_packages():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def written_imports() -> list[tuple[str, str, str]]:
+    """Every `from labkit... import name` that text holds: cells, programs in strings, documents.
+
+    The test of rooms above reads syntax; a program that a test or a cell starts as a string, and
+    the README's examples, are text to it.
+    """
+    found = []
+    for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("tests/**/*.py")]:
+        found += [(path.name, *line) for line in _imports_in(path.read_text())]
+    for path in sorted(ROOT.glob("notebooks/*.ipynb")):
+        for cell in json.loads(path.read_text())["cells"]:
+            found += [(path.name, *line) for line in _imports_in("".join(cell["source"]))]
+    return sorted(set(found))
+
+
+def _imports_in(text: str) -> list[tuple[str, str]]:
+    pattern = re.compile(r"^\s*from (labkit[\w.]*) import (\(?[\w, \n]+)", re.MULTILINE)
+    rows = []
+    for module, names in pattern.findall(text):
+        line = names.removeprefix("(") if names.startswith("(") else names.split("\n")[0]
+        rows += [(module, name.split(" as ")[0].strip()) for name in line.split(",")]
+    return [(module, name) for module, name in rows if name]
+
+
+def test_imports_inside_programs_and_documents_resolve():
+    wrong = []
+    for where, module, name in written_imports():
+        try:
+            room = importlib.import_module(module)
+        except ModuleNotFoundError as missing:
+            wrong.append(f"{where}: {missing}")
+            continue
+        if not hasattr(room, name):
+            wrong.append(f"{where}: {module} has no {name}")
+    assert not wrong

@@ -226,7 +226,7 @@ def test_impossible_inputs_are_named():
 
 COMPILED = """
 import torch
-from labkit.transformer import Transformer, TransformerConfig
+from labkit.models import Transformer, TransformerConfig
 
 torch.manual_seed(0)
 model = Transformer(TransformerConfig.llama(
@@ -243,7 +243,7 @@ for precision in (torch.float32, torch.bfloat16):
 COMPILED_TRAINING = """
 import torch
 from labkit import objectives
-from labkit.transformer import Transformer, TransformerConfig
+from labkit.models import Transformer, TransformerConfig
 
 torch.manual_seed(0)
 model = Transformer(TransformerConfig.llama(

@@ -51,11 +51,17 @@ def run(
         chapter failed.
 
     Raises:
+        LabError: `out` is the folder of the notebooks, whose files a run would replace.
         ChapterFailed: after everything was run and written, if a chapter failed.
     """
     profile = resolve_profile(profile)
     chosen = chapters(names, folder)
     target = Path(out)
+    if any(target.resolve() == chapter.path.parent.resolve() for chapter in chosen):
+        raise LabError(
+            f"--out {out} holds the notebooks themselves, which a run would replace; "
+            "give another folder, such as runs/course"
+        )
     target.mkdir(parents=True, exist_ok=True)
     results: dict[str, dict[str, Any]] = {}
     for chapter in chosen:
