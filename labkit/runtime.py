@@ -80,7 +80,10 @@ def _probed_precision(device_type: str) -> str:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if device_type == "cpu":
         # Some CPUs emulate bf16 far slower than fp32: believe a measurement, not a flag.
-        bf16, fp32 = (matmul_rate(DTYPES[p], size=512, repeats=5) for p in ("bf16", "fp32"))
+        fp32 = matmul_rate(torch.float32, size=512, repeats=5)
+        if matmul_rate(torch.bfloat16, size=512, repeats=1) < fp32 / 3:
+            return "fp32"  # at once: the emulation can take a second for five products
+        bf16 = matmul_rate(torch.bfloat16, size=512, repeats=5)
         return "bf16" if bf16 > 1.2 * fp32 else "fp32"
     return "fp32"
 

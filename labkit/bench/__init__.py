@@ -46,7 +46,7 @@ class Sizes:
     rounds: int
     """How often everything is timed."""
     smaller_memory: bool = False
-    """Measure memory with a model of 3 M parameters instead of 124 M."""
+    """Measure memory with a small model and batch instead of GPT-2's."""
     recipes: tuple[quality.Recipe, ...] = quality.LADDER
     """What is trained for equal minutes."""
     seconds: float = 240

@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,25 +25,38 @@ from labkit.models.config import TransformerConfig
 from labkit.models.transformer import Transformer
 from labkit.objectives import tasks as objectives
 
-BATCH, LENGTH, STEPS = 8, 512, 3
+STEPS = 3
 
 
-def _model(smaller: bool) -> Transformer:
-    torch.manual_seed(0)
-    shape = {"d_model": 64, "num_layers": 2, "num_heads": 2} if smaller else {}
-    return Transformer(TransformerConfig.gpt2(dropout=0.0, **shape))
+class Problem(NamedTuple):
+    """What is updated on what."""
+
+    shape: dict[str, int]
+    """Changes to GPT-2's."""
+    batch: int
+    length: int
+    """Tokens in an example."""
+
+    def model(self) -> Transformer:
+        torch.manual_seed(0)
+        return Transformer(TransformerConfig.gpt2(dropout=0.0, **self.shape))
+
+    def tokens(self, vocab_size: int) -> np.ndarray:
+        count = self.batch * self.length * STEPS + 1
+        return np.random.default_rng(0).integers(vocab_size, size=count)
 
 
-def _tokens(config: TransformerConfig) -> np.ndarray:
-    count = BATCH * LENGTH * STEPS + 1
-    return np.random.default_rng(0).integers(config.vocab_size, size=count)
+FULL = Problem({}, 8, 512)
+#: To see that it runs.
+SMALLER = Problem({"d_model": 64, "num_layers": 2, "num_heads": 2, "vocab_size": 2000}, 2, 64)
 
 
 def _labkit(micro_batch_size: int | None = None, checkpointing: bool = False) -> Callable:
-    def run(half: str, smaller: bool) -> list[float]:
-        model = _model(smaller)
+    def run(half: str, problem: Problem) -> list[float]:
+        model = problem.model()
         model.gradient_checkpointing = checkpointing
-        data = Batches(Windows(_tokens(model.config), LENGTH), BATCH, shuffle=False)
+        windows = Windows(problem.tokens(model.config.vocab_size), problem.length)
+        data = Batches(windows, problem.batch, shuffle=False)
         return labkit_moments(
             model,
             objectives.causal_lm,
@@ -57,17 +70,17 @@ def _labkit(micro_batch_size: int | None = None, checkpointing: bool = False) ->
 
 
 def _trainer(**settings: Any) -> Callable:
-    def run(half: str, smaller: bool) -> list[float]:
-        ours = _model(smaller)
-        data = Unshifted(_tokens(ours.config), LENGTH)
+    def run(half: str, problem: Problem) -> list[float]:
+        ours = problem.model()
+        data = Unshifted(problem.tokens(ours.config.vocab_size), problem.length)
         model = huggingface.to_huggingface(ours)
         del ours
-        return trainer_moments(model, data, STEPS, BATCH, half, **settings)
+        return trainer_moments(model, data, STEPS, problem.batch, half, **settings)
 
     return run
 
 
-CONTESTANTS: dict[str, Callable[[str, bool], list[float]]] = {
+CONTESTANTS: dict[str, Callable[[str, Problem], list[float]]] = {
     "Trainer": _trainer(),
     "Trainer, gradient checkpointing": _trainer(gradient_checkpointing=True),
     "labkit": _labkit(),
@@ -82,7 +95,7 @@ def measure(name: str, smaller: bool = False) -> dict[str, float]:
 
     Args:
         name: one of `CONTESTANTS`.
-        smaller: a model of 3 M parameters, to see that it runs.
+        smaller: a small model and batch, to see that it runs.
 
     Returns:
         `peak_gb` (10^9 bytes) and `seconds`, the median of an update after the first.
@@ -100,7 +113,7 @@ def measure(name: str, smaller: bool = False) -> dict[str, float]:
 
 def _main(name: str, smaller: bool) -> None:
     device = runtime.pick_device()
-    moments = CONTESTANTS[name](runtime.pick_precision(device), smaller)
+    moments = CONTESTANTS[name](runtime.pick_precision(device), SMALLER if smaller else FULL)
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device)
     else:
