@@ -144,10 +144,175 @@ def test_unknown_models_and_folders_are_named(tmp_path):
         load_pretrained(tmp_path)
 
 
+def edit_config(folder, **changes):
+    file = folder / "config.json"
+    details = json.loads(file.read_text())
+    for name, value in changes.items():
+        where = details["labkit"] if name in details["labkit"] else details
+        where[name] = value
+    file.write_text(json.dumps(details))
+
+
 def test_weights_of_another_shape_are_named(tmp_path):
     save_pretrained(Transformer(TransformerConfig.gpt2(**TINY)), tmp_path)
-    details = json.loads((tmp_path / "config.json").read_text())
-    details["labkit"]["d_ff"] = 32
-    (tmp_path / "config.json").write_text(json.dumps(details))
+    edit_config(tmp_path, d_ff=32, n_inner=32)
     with pytest.raises(LabError, match="different models"):
         load_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"d_ff": 32}, {"num_heads": 2}, {"activation": "relu"}, {"norm_eps": 0.5}]
+)
+def test_a_block_that_contradicts_config_json_is_passed_over(changes, tmp_path):
+    model = Transformer(TransformerConfig.gpt2(**TINY)).eval()
+    save_pretrained(model, tmp_path)
+    edit_config(tmp_path, **changes)
+    ids = torch.randint(300, (2, 5))
+    assert_close(load_pretrained(tmp_path)(ids).logits, model(ids).logits)
+
+
+@pytest.mark.parametrize("block", [{"surprise": 1}, {"vocab_size": "many"}, "text", [1], 7])
+def test_a_damaged_block_is_named(block, tmp_path):
+    save_pretrained(Transformer(TransformerConfig.gpt2(**TINY)), tmp_path)
+    details = json.loads((tmp_path / "config.json").read_text())
+    details["labkit"] = {**details["labkit"], **block} if isinstance(block, dict) else block
+    (tmp_path / "config.json").write_text(json.dumps(details))
+    with pytest.raises(LabError, match=r'block "labkit".* is damaged'):
+        load_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("width", [2**20, 2**40])
+def test_a_size_beyond_all_memory_is_an_error_not_an_allocation(width, tmp_path):
+    save_pretrained(Transformer(TransformerConfig.gpt2(**TINY)), tmp_path)
+    edit_config(tmp_path, d_model=width, n_embd=width, d_ff=64, n_inner=64)
+    with pytest.raises(LabError, match=r"different models|impossible model"):
+        load_pretrained(tmp_path)
+    edit_config(tmp_path, d_model=16, n_embd=16, num_layers=10**9, n_layer=10**9)
+    with pytest.raises(LabError, match="1000000000 layers"):
+        load_pretrained(tmp_path)
+
+
+#: Shapes of which a part is written for transformers as zeros or a table: there it can be trained.
+VOID = {
+    "gpt2 without biases": TransformerConfig.gpt2(**TINY, bias=False),
+    "gpt2 with sines": TransformerConfig.gpt2(**TINY, position="sinusoidal"),
+    "bert without biases": TransformerConfig.bert(**TINY, bias=False),
+    "bert with sines": TransformerConfig.bert(**TINY, position="sinusoidal"),
+    "bert without types": TransformerConfig.bert(**TINY, token_types=0),
+    "bart without biases": TransformerConfig.bart(**TINY, bias=False),
+    "bart with sines": TransformerConfig.bart(**TINY, position="sinusoidal"),
+    "llama": TransformerConfig.llama(**TINY),
+    "bert, first token": TransformerConfig.bert(**TINY, num_labels=3, pooling="first"),
+}
+
+
+def inputs_of(config):
+    ids = torch.randint(300, (2, 5))
+    more = {"decoder_input_ids": torch.randint(300, (2, 4))}
+    return {"input_ids": ids, **(more if config.kind == "encoder_decoder" else {})}
+
+
+@pytest.mark.parametrize("config", VOID.values(), ids=VOID.keys())
+def test_what_transformers_trained_on_is_not_forgotten(config, tmp_path):
+    """The block "labkit" stays in config.json when transformers saves; it may be out of date."""
+    import transformers
+
+    model = (EncoderDecoder if config.kind == "encoder_decoder" else Transformer)(config).eval()
+    save_pretrained(model, tmp_path / "ours")
+    inputs = inputs_of(config)
+    again = load_pretrained(tmp_path / "ours")
+    assert again.config == config, "untouched, the block is believed"
+    assert torch.equal(again(**inputs).logits, model(**inputs).logits)
+
+    name = json.loads((tmp_path / "ours" / "config.json").read_text())["architectures"][0]
+    theirs = getattr(transformers, name).from_pretrained(tmp_path / "ours")
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    theirs.save_pretrained(tmp_path / "theirs")
+    assert "labkit" in json.loads((tmp_path / "theirs" / "config.json").read_text())
+    assert_close(
+        load_pretrained(tmp_path / "theirs")(**inputs).logits, theirs.eval()(**inputs).logits
+    )
+
+
+def test_a_mean_pooled_classifier_trained_on_in_transformers_is_read_as_such(tmp_path):
+    from transformers import AutoModelForSequenceClassification
+
+    model = Transformer(TransformerConfig.bert(**TINY, num_labels=3, pooling="mean")).eval()
+    save_pretrained(model, tmp_path / "ours")
+    theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path / "ours", num_labels=3)
+    theirs.save_pretrained(tmp_path / "theirs")
+    ids = torch.randint(300, (2, 5))
+    assert_close(load_pretrained(tmp_path / "theirs")(ids).logits, theirs.eval()(ids).logits)
+
+
+def test_resized_embeddings_and_several_files_are_read(tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    save_pretrained(Transformer(TransformerConfig.llama(**TINY)), tmp_path / "ours")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
+    theirs.resize_token_embeddings(320)
+    theirs.save_pretrained(tmp_path / "theirs", max_shard_size="20KB")
+    assert len(list((tmp_path / "theirs").glob("*.safetensors"))) > 1
+    again = load_pretrained(tmp_path / "theirs")
+    ids = torch.randint(320, (2, 5))
+    assert again.config.vocab_size == 320
+    assert_close(again(ids).logits, theirs.eval()(ids).logits)
+    sorted((tmp_path / "theirs").glob("*.safetensors"))[1].unlink()
+    with pytest.raises(LabError, match="missing or damaged"):
+        load_pretrained(tmp_path / "theirs")
+
+
+def test_an_untied_masked_model_keeps_its_own_output_bias():
+    from transformers import BertConfig, BertForMaskedLM
+
+    config = to_huggingface(Transformer(TransformerConfig.bert(**TINY))).config
+    theirs = BertForMaskedLM(BertConfig(**(config.to_dict() | {"tie_word_embeddings": False})))
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    ids = torch.randint(300, (2, 5))
+    assert_close(from_huggingface(theirs.eval())(ids).logits, theirs(ids).logits)
+
+
+SAID = [{"role": "user", "content": "Who has the lamp?"}]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_saved_model_stops_and_chats_in_transformers(family, tmp_path):
+    """generate and pipeline read generation_config.json, not config.json."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+
+    tokenizer = train_bpe(["Mira gave the red lamp to Tom. " * 20], 300)
+    config = getattr(TransformerConfig, family)(**{**TINY, "vocab_size": tokenizer.vocab_size})
+    model = Transformer(config).eval()
+    folder = save_pretrained(model, tmp_path / "model", tokenizer)
+    theirs = AutoModelForCausalLM.from_pretrained(folder)
+    hf_tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert hf_tokenizer.model_max_length == config.context_length
+    asked = hf_tokenizer.apply_chat_template(SAID, add_generation_prompt=True)["input_ids"]
+    assert asked == tokenizer.apply_chat_template(SAID)
+
+    # Make the end of text by far the likeliest: the model must stop at once, everywhere.
+    with torch.no_grad():
+        hidden = model(torch.tensor([asked])).hidden[0, -1]
+        weight = theirs.get_output_embeddings().weight
+        weight[tokenizer.end_of_text_id] = hidden * 1000 / hidden.norm() ** 2
+    written = theirs.generate(torch.tensor([asked]), max_new_tokens=5, do_sample=False)
+    assert written[0, len(asked) :].tolist() == [tokenizer.end_of_text_id]
+    writer = pipeline("text-generation", model=theirs, tokenizer=hf_tokenizer)
+    for prompt in ("Mira", "", SAID):
+        assert writer(prompt, max_new_tokens=3, do_sample=False)
+
+
+def test_the_folder_of_a_tokenizer_will_do(tmp_path):
+    """As `labkit finetune` passes it: the ids of the base model's tokenizer stand in the config."""
+    tokenizer = train_bpe(["Mira gave the red lamp to Tom. " * 20], 300)
+    tokenizer.save(tmp_path / "base")
+    config = TransformerConfig.llama(**{**TINY, "vocab_size": tokenizer.vocab_size})
+    folder = save_pretrained(Transformer(config), tmp_path / "model", tmp_path / "base")
+    for name in ("config.json", "generation_config.json"):
+        said = json.loads((folder / name).read_text())
+        assert (said["eos_token_id"], said["pad_token_id"]) == (0, 1)
+    assert (folder / "chat_template.jinja").exists()

@@ -6,16 +6,12 @@ import torch
 
 from labkit.batches.types import IGNORE_INDEX, Example
 from labkit.errors import LabError
-from labkit.text.tokenizers import ASSISTANT, USER, Tokenizer
+from labkit.text.tokenizers import Tokenizer
 
 
 def chat_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
     """A prompt as a turn of a conversation, up to where the answer begins."""
-    try:
-        user, assistant = tokenizer.special_id(USER), tokenizer.special_id(ASSISTANT)
-    except LabError:  # another family's tokenizer: say it in words
-        return tokenizer.encode(f"User: {prompt}\nAssistant: ")
-    return [user, *tokenizer.encode(prompt), assistant]
+    return tokenizer.apply_chat_template([{"role": "user", "content": prompt}])
 
 
 def answer_ids(tokenizer: Tokenizer, answer: str) -> list[int]:

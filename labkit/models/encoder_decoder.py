@@ -54,9 +54,13 @@ class EncoderDecoder(nn.Module):
         self.decoder = Transformer(
             dataclasses.replace(config, kind="decoder"), cross_attention=True
         )
+        self.rebuild()
+
+    def rebuild(self) -> None:
+        """Compute what is no weight, and tie what is tied: after weights came in from outside."""
+        self.encoder.rebuild()
         self.decoder.embedding = self.encoder.embedding
-        if self.lm_head is not None and config.tied_embeddings:
-            self.lm_head.weight = self.encoder.embedding.weight
+        self.decoder.rebuild()
 
     @property
     def lm_head(self) -> nn.Linear | None:

@@ -87,12 +87,6 @@ class Transformer(nn.Module):
             nn.Embedding(config.context_length, D) if config.position == "learned" else None
         )
         self.token_types = nn.Embedding(config.token_types, D) if config.token_types else None
-        if config.position == "sinusoidal":
-            self.register_buffer("sines", sinusoidal(config.context_length, D), persistent=False)
-        elif config.position == "rotary":
-            cos, sin = rotary_table(config.context_length, config.head_width, config.rope_theta)
-            self.register_buffer("rotary_cos", cos, persistent=False)
-            self.register_buffer("rotary_sin", sin, persistent=False)
         post = config.norm_position == "post"
         self.embedding_norm = make_norm(config) if post else nn.Identity()
         self.dropout = nn.Dropout(config.dropout)
@@ -119,6 +113,18 @@ class Transformer(nn.Module):
                 if block.reads_source:
                     nn.init.normal_(block.cross_attention.out.weight, std=into_stream)
                 nn.init.normal_(block.ffn.down.weight, std=into_stream)
+        self.rebuild()
+
+    def rebuild(self) -> None:
+        """Compute what is no weight, and tie what is tied: after weights came in from outside."""
+        config = self.config
+        if config.position == "sinusoidal":
+            table = sinusoidal(config.context_length, config.d_model)
+            self.register_buffer("sines", table, persistent=False)
+        elif config.position == "rotary":
+            cos, sin = rotary_table(config.context_length, config.head_width, config.rope_theta)
+            self.register_buffer("rotary_cos", cos, persistent=False)
+            self.register_buffer("rotary_sin", sin, persistent=False)
         if self.lm_head is not None and config.tied_embeddings:
             self.lm_head.weight = self.embedding.weight
 

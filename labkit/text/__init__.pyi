@@ -1,7 +1,10 @@
 from . import bpe as bpe
+from . import chat_template as chat_template
 from . import cleaning as cleaning
 from . import corpora as corpora
 from . import files as files
+from . import gguf as gguf
+from . import pretrained as pretrained
 from . import storyworld as storyworld
 from . import tokenizers as tokenizers
 from . import wordpiece as wordpiece

@@ -18,16 +18,20 @@ Sources: Sennrich, Haddow, Birch 2016 (BPE); Radford et al. 2019, section 2.2 (b
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
+from labkit.atomic import write_json, write_text
 from labkit.errors import LabError
 from labkit.text import bpe
 from labkit.text.bpe import byte_alphabet, check_text
+from labkit.text.chat_template import IN_WORDS, OWN, Message, check_messages, render
 
 END_OF_TEXT = "<|endoftext|>"
 PAD = "<|pad|>"
@@ -43,13 +47,34 @@ class Tokenizer:
     Made by `train_bpe`, `Tokenizer.load` or `Tokenizer.from_pretrained`.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, end_of_text: str, pad: str) -> None:
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        end_of_text: str,
+        pad: str,
+        end_of_turn: str | None = None,
+        begin_of_text: str | None = None,
+        chat_template: str | None = None,
+    ) -> None:
+        """Args:
+        backend: of the crate `tokenizers`.
+        end_of_text: the token that stands between documents.
+        pad: the token that fills a batch.
+        end_of_turn: the token that ends an answer; None: `end_of_text`.
+        begin_of_text: what a chat template finds as `bos_token`; None: `end_of_text`.
+        chat_template: as in `chat_template.render`; None: one that fits the vocabulary.
+        """
         backend.no_padding()
         backend.no_truncation()
         backend.encode_special_tokens = True  # the name of a special token in a text stays text
         self.backend = backend
         self.end_of_text = end_of_text
         self.pad = pad
+        self.end_of_turn = end_of_turn or end_of_text
+        self.begin_of_text = begin_of_text or end_of_text
+        speakers = backend.token_to_id(USER), backend.token_to_id(ASSISTANT)
+        fitting = IN_WORDS if None in speakers else OWN
+        self.chat_template = chat_template or fitting
 
     @property
     def vocab_size(self) -> int:
@@ -58,8 +83,13 @@ class Tokenizer:
 
     @property
     def end_of_text_id(self) -> int:
-        """The id written after each document, and at which generation stops."""
+        """The id written after each document, at which generation stops."""
         return self.special_id(self.end_of_text)
+
+    @property
+    def end_of_turn_id(self) -> int:
+        """The id written after each answer, at which generation stops, too; often the same."""
+        return self.special_id(self.end_of_turn)
 
     @property
     def pad_id(self) -> int:
@@ -98,6 +128,64 @@ class Tokenizer:
         for text in texts:
             check_text(text)
         return [encoding.ids for encoding in self.backend.encode_batch_fast(texts)]
+
+    def apply_chat_template(
+        self, messages: Sequence[Message], add_generation_prompt: bool = True
+    ) -> list[int]:
+        """The token ids of a conversation, in the form that the model was made for.
+
+        The template's special tokens become special; the name of one in a message stays text.
+
+        Args:
+            messages: turns such as `{"role": "user", "content": "Hello"}`.
+            add_generation_prompt: end where the answer of the assistant begins.
+
+        Raises:
+            LabError: no message, an unknown role, or the template refuses the conversation.
+        """
+        check_messages(messages)
+        for message in messages:
+            check_text(message["content"])
+        special = [token.content for token in self.backend.get_added_tokens_decoder().values()]
+        said = "".join(message["content"] for message in messages)
+        meant = [name for name in special if name in said]
+        if not meant:
+            text = self._render(messages, add_generation_prompt)
+            return self._with_special_tokens.encode(text, add_special_tokens=False).ids
+        # Messages name special tokens. Hide those names while the template's own are found.
+        unused = (chr(code) for code in range(0xE000, 0xF900) if chr(code) not in said)
+        hidden = dict(zip(meant, unused, strict=False))
+        masked = [
+            {**message, "content": _replace_all(message["content"], hidden)} for message in messages
+        ]
+        text = self._render(masked, add_generation_prompt)
+        shown = {mark: name for name, mark in hidden.items()}
+        longest_first = sorted(special, key=len, reverse=True)
+        ids: list[int] = []
+        for piece in re.split(f"({'|'.join(map(re.escape, longest_first))})", text):
+            if piece in longest_first:
+                ids.append(self.special_id(piece))
+            elif piece:
+                restored = _replace_all(piece, shown)
+                ids += self.backend.encode(restored, add_special_tokens=False).ids  # pyright: ignore[reportCallIssue]
+        return ids
+
+    def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
+        return render(
+            self.chat_template,
+            messages,
+            add_generation_prompt,
+            bos_token=self.begin_of_text,
+            eos_token=self.end_of_turn,
+            pad_token=self.pad,
+        )
+
+    @cached_property
+    def _with_special_tokens(self) -> Any:
+        """The same tokenizer, to which the name of a special token is that token."""
+        backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
+        backend.encode_special_tokens = False
+        return backend
 
     def encode_file(self, path: str | Path, chunk_characters: int = 2**18) -> Iterator[int]:
         """The token ids of a text file, one after the other: equal to `encode` of all its text.
@@ -164,25 +252,34 @@ class Tokenizer:
         """The number of bytes of text that some ids stand for."""
         return sum(len(self.token_bytes(int(i))) for i in ids)
 
-    def save(self, folder: str | Path) -> Path:
-        """Write `tokenizer.json` and `tokenizer_config.json`; returns the folder.
+    def save(self, folder: str | Path, context_length: int | None = None) -> Path:
+        """Write `tokenizer.json`, `tokenizer_config.json` and `chat_template.jinja`.
 
-        `transformers.AutoTokenizer.from_pretrained(folder)` opens it and gives the same ids.
+        `transformers.AutoTokenizer.from_pretrained(folder)` opens it, gives the same ids for a
+        text, and the same conversation with `apply_chat_template`. There, as with every tokenizer,
+        the name of a special token in a text becomes that token.
+
+        Args:
+            folder: made if it is not there.
+            context_length: tokens that the model beside it reads, where that is known.
+
+        Returns:
+            The folder.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.backend.save(str(folder / "tokenizer.json"))
-        config = {
+        config: dict[str, Any] = {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "eos_token": self.end_of_text,
+            "bos_token": self.begin_of_text,  # what stands for an empty prompt
+            "eos_token": self.end_of_turn,
             "pad_token": self.pad,
-            "split_special_tokens": True,
             "clean_up_tokenization_spaces": False,
-            "model_max_length": 1_000_000,
         }
-        (folder / "tokenizer_config.json").write_text(
-            json.dumps(config, indent=2) + "\n", encoding="utf-8"
-        )
+        if context_length is not None:
+            config["model_max_length"] = context_length
+        write_json(folder / "tokenizer_config.json", config)
+        write_text(folder / "chat_template.jinja", self.chat_template)
         return folder
 
     @classmethod
@@ -198,9 +295,10 @@ class Tokenizer:
     def from_pretrained(cls, folder: str | Path) -> Tokenizer:
         """Read the tokenizer of any model folder in the `transformers` format.
 
-        The end of text is its `eos_token`, or else its `sep_token` (BERT); where it has no padding
-        token, the end of text pads. What the model's own tokenizer adds (`[CLS]`, `[SEP]`),
-        `encode` adds too.
+        An answer ends at its `eos_token`, or else its `sep_token` (BERT); so does a text, unless
+        there is a `<|endoftext|>` besides (chat models end a turn and a text differently). Where it
+        has no padding token, the end of text pads. What the model's own tokenizer adds (`[CLS]`,
+        `[SEP]`), `encode` adds too.
 
         Raises:
             LabError: when the folder holds no `tokenizer.json`, or a damaged one.
@@ -217,13 +315,17 @@ class Tokenizer:
         except Exception as error:  # the crate raises a bare Exception
             raise LabError(f"{path} is damaged ({error}); save the tokenizer again.") from error
         names = _special_names(folder)
-        end_of_text = names.get("eos_token") or names.get("sep_token")
-        if end_of_text is None:
+        end_of_turn = names.get("eos_token") or names.get("sep_token")
+        if end_of_turn is None:
             raise LabError(
                 f"{folder} names neither an eos_token nor a sep_token; add one to "
                 "tokenizer_config.json."
             )
-        return cls(backend, end_of_text, names.get("pad_token") or end_of_text)
+        special = {token.content for token in backend.get_added_tokens_decoder().values()}
+        end_of_text = END_OF_TEXT if END_OF_TEXT in special else end_of_turn
+        pad = names.get("pad_token") or end_of_text
+        begin = names.get("bos_token")
+        return cls(backend, end_of_text, pad, end_of_turn, begin, _chat_template(folder))
 
     def _check_id(self, token_id: int) -> None:
         if not 0 <= token_id < self.vocab_size:
@@ -245,31 +347,43 @@ class Tokenizer:
         ]
 
 
-def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+def train_bpe(
+    texts: Iterable[str], vocab_size: int, special_tokens: Sequence[str] = ()
+) -> Tokenizer:
     """Learn a byte-level BPE vocabulary from texts.
 
     Args:
         texts: the corpus; it is read once and need not fit in memory.
-        vocab_size: tokens to learn, special tokens and bytes included; at least 260. A corpus with
-            too few different pairs gives fewer.
+        vocab_size: tokens to learn, special tokens and bytes included; at least 260 and one for
+            each of `special_tokens`. A corpus with too few different pairs gives fewer.
+        special_tokens: names of further special tokens, such as `"<|mask|>"`; their ids follow
+            those of `SPECIAL_TOKENS`, in this order.
 
     Returns:
         A tokenizer with `tokenizer.vocab_size <= vocab_size`.
 
     Raises:
-        LabError: when `vocab_size` is below 260, or the texts are empty.
+        LabError: when `vocab_size` is too small, a special token is empty or given twice, or the
+            texts are empty.
 
     Source: Sennrich, Haddow, Birch 2016, algorithm 1.
     """
-    if vocab_size < SMALLEST_VOCABULARY:
+    special = [*SPECIAL_TOKENS, *special_tokens]
+    for name in special_tokens:
+        if not name or special.count(name) > 1:
+            raise LabError(
+                f"special_tokens holds {name!r}, which is empty or there already: give each a name "
+                f"of its own, and none of {', '.join(SPECIAL_TOKENS)}"
+            )
+    if vocab_size < len(special) + 256:
         raise LabError(
             f"vocab_size is {vocab_size}, smaller than the alphabet: 256 bytes and "
-            f"{len(SPECIAL_TOKENS)} special tokens need at least {SMALLEST_VOCABULARY}."
+            f"{len(special)} special tokens need at least {len(special) + 256}."
         )
     backend = _backend(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=list(SPECIAL_TOKENS),
+        special_tokens=special,
         initial_alphabet=list(_CHARACTER_OF.values()),
         show_progress=False,
     )
@@ -342,20 +456,44 @@ class _Counted:
             yield text
 
 
+def _replace_all(text: str, pairs: Mapping[str, str]) -> str:
+    for old in sorted(pairs, key=len, reverse=True):
+        text = text.replace(old, pairs[old])
+    return text
+
+
+def _chat_template(folder: Path) -> str | None:
+    """The template that a folder carries: a file of its own, or an entry of the configuration."""
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    config = _read_entries(folder / "tokenizer_config.json")
+    found = config.get("chat_template")
+    if isinstance(found, list):  # several, by name
+        found = next((it["template"] for it in found if it.get("name") == "default"), None)
+    return found
+
+
 def _special_names(folder: Path) -> dict[str, str]:
     """`eos_token`, `pad_token`, ... as the folder's configuration names them."""
     names: dict[str, str] = {}
     for file in ("special_tokens_map.json", "tokenizer_config.json"):
-        path = folder / file
-        if not path.is_file():
-            continue
-        try:
-            entries = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise LabError(
-                f"{path} is not valid JSON ({error}); save the tokenizer again."
-            ) from error
-        for key, value in entries.items():
-            if key.endswith("_token") and value:
-                names[key] = value["content"] if isinstance(value, dict) else value
+        for key, value in _read_entries(folder / file).items():
+            name = value.get("content") if isinstance(value, dict) else value
+            if key.endswith("_token") and name:
+                if not isinstance(name, str):
+                    raise LabError(f"{folder / file} names {value!r} as {key}; name a token there.")
+                names[key] = name
     return names
+
+
+def _read_entries(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise LabError(f"{path} is not valid JSON ({error}); save the tokenizer again.") from error
+    if not isinstance(entries, dict):
+        raise LabError(f"{path} holds a {type(entries).__name__}, not names and values.")
+    return entries

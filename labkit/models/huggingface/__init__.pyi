@@ -1,12 +1,14 @@
 from . import configs as configs
 from . import families as families
 from . import folders as folders
+from . import reading as reading
+from . import saving as saving
 from . import weights as weights
 from .folders import is_classifier as is_classifier
 from .folders import open_classifier as open_classifier
 from .folders import open_lm as open_lm
 from .folders import quiet_libraries as quiet_libraries
+from .saving import load_pretrained as load_pretrained
+from .saving import save_pretrained as save_pretrained
 from .weights import from_huggingface as from_huggingface
-from .weights import load_pretrained as load_pretrained
-from .weights import save_pretrained as save_pretrained
 from .weights import to_huggingface as to_huggingface

@@ -4,7 +4,6 @@ config.json, safetensors ──> open_lm          labkit's own where it knows th
                          └─> open_classifier  transformers'
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ from typing import Any
 from torch import nn
 
 from labkit.errors import LabError
-from labkit.models.huggingface.weights import knows, load_pretrained, open_complete
+from labkit.models.huggingface.reading import open_complete, read_config
+from labkit.models.huggingface.saving import knows, load_pretrained
 
 #: What a new task puts on top of an encoder: it may begin with random weights.
 HEADS = ("classifier", "score", "pooler", "pre_classifier", "out_proj", "classification_head")
@@ -30,16 +30,7 @@ def quiet_libraries() -> None:
 
 def is_classifier(folder: Path) -> bool:
     """Whether a model folder names a classifier."""
-    return any("SequenceClassification" in name for name in _config(folder)["architectures"])
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    file = folder / "config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        return {**config, "architectures": config.get("architectures") or []}
-    except (ValueError, AttributeError, TypeError) as error:
-        raise LabError(f"{file} is damaged ({error}): save the model again") from error
+    return any("SequenceClassification" in name for name in read_config(folder)["architectures"])
 
 
 def open_lm(folder: Path) -> nn.Module:
@@ -49,11 +40,11 @@ def open_lm(folder: Path) -> nn.Module:
         LabError: the folder holds no model that predicts the next token, or its weights are not
             complete.
     """
-    if any("CausalLM" in name or "LMHead" in name for name in _config(folder)["architectures"]):
+    if any("CausalLM" in name or "LMHead" in name for name in read_config(folder)["architectures"]):
         if knows(folder):
             return load_pretrained(folder)
         return _from_pretrained("AutoModelForCausalLM", folder)
-    found = ", ".join(_config(folder)["architectures"]) or "no architecture"
+    found = ", ".join(read_config(folder)["architectures"]) or "no architecture"
     raise LabError(
         f"{folder} holds {found}, which does not predict the next token: give a causal language "
         "model"

@@ -1,34 +1,29 @@
 """The same weights in labkit and in Hugging Face transformers, both ways.
 
-    labkit model ── to_huggingface ──> GPT2 / Llama / Bert / Bart model ── save ──> folder
-    labkit model <── from_huggingface ── GPT2 / Llama / Bert / Bart model <── open ── folder
+    labkit model ── to_huggingface ──> GPT2 / Llama / Bert / Bart model
+    labkit model <── from_huggingface ── the same, or a folder that holds one
 
-One table per family (`families`) says which parameter is which, `shapes` translates the configs;
-both are read forwards and backwards here. Files are safetensors, never pickle.
+One table per family (`families`) says which parameter is which, `configs` translates the configs;
+both are read forwards and backwards here.
 """
 
 import dataclasses
-import json
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from labkit.errors import LabError
 from labkit.models.config import TransformerConfig
 from labkit.models.encoder_decoder import EncoderDecoder
 from labkit.models.huggingface.configs import hf_config, must, our_config
 from labkit.models.huggingface.families import FAMILIES, SUPPORTED, parameter_names
+from labkit.models.huggingface.reading import architecture, auto_config, read_tensors
 from labkit.models.transformer import Transformer
 
 Model = Transformer | EncoderDecoder
-
-TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt")
 
 # labkit -> transformers
 
@@ -54,15 +49,16 @@ def to_huggingface(model: Model) -> Any:
     """
     if model.config.num_labels:
         must(model.config, pooling="first", kind="encoder", why="a transformers classifier")
-    return _to_huggingface(model)
+    return transformers_model(model)
 
 
-def _to_huggingface(model: Model) -> Any:
+def transformers_model(model: Model) -> Any:
+    """`to_huggingface`; of a classifier on mean pooling, its bare encoder."""
     family, config = hf_config(model.config)
     hf_model = _build(family, config, model)
     theirs = hf_model.state_dict()
     filled = {name: torch.zeros_like(value) for name, value in theirs.items()}
-    ours = _with_position_tables(model)
+    ours = with_position_tables(model)
     for name, parts in parameter_names(model.config, family).items():
         keys = [_bare(part, family, hf_model) for part in parts]
         if name not in ours or not all(key in theirs for key in keys):
@@ -87,7 +83,7 @@ def _embedding(model: Model) -> str:
     return "encoder.embedding.weight" if isinstance(model, EncoderDecoder) else "embedding.weight"
 
 
-def _with_position_tables(model: Model) -> dict[str, Tensor]:
+def with_position_tables(model: Model) -> dict[str, Tensor]:
     """The state of the model, sinusoidal tables under the name of learned ones."""
     tables = {
         name.replace("sines", "positions.weight"): value
@@ -127,47 +123,118 @@ def from_huggingface(source: Any, **changes: Any) -> Any:
     Raises:
         LabError: Unknown architecture, a variant that labkit does not have, or no safetensors.
     """
-    hf_model = _open(Path(source)) if isinstance(source, str | Path) else source
-    name = type(hf_model).__name__
+    if isinstance(source, str | Path):
+        return _from_folder(Path(source), changes)
+    name = type(source).__name__
     if name not in SUPPORTED:
         raise LabError(f"{name} is not supported; labkit reads {', '.join(SUPPORTED)}")
-    family = hf_model.config.model_type
-    model = _new(dataclasses.replace(our_config(name, hf_model.config), **changes))
-    theirs = {_full(key, family, hf_model): value for key, value in hf_model.state_dict().items()}
-    fresh = ("pooler.", "classifier.", "lm_head.", "transform.", "decoder.lm_head.")
-    _fill(model, family, theirs, fresh)
-    return model.eval()
+    family = source.config.model_type
+    config = dataclasses.replace(our_config(name, source.config), **changes)
+    theirs = {_full(key, family, source): value for key, value in source.state_dict().items()}
+    return filled(config, family, theirs, FRESH)
 
 
-def _new(config: TransformerConfig) -> Model:
-    return (EncoderDecoder if config.kind == "encoder_decoder" else Transformer)(config)
+def _from_folder(folder: Path, changes: dict[str, Any]) -> Model:
+    name = architecture(folder)
+    if name not in SUPPORTED:
+        raise LabError(
+            f"{folder} holds {name or 'a model without a name'}; labkit reads "
+            f"{', '.join(SUPPORTED)}"
+        )
+    hf = auto_config(folder)
+    config = dataclasses.replace(our_config(name, hf), **changes)
+    fresh = (TIED if config.tied_embeddings else ()) + (FRESH if changes else ())
+    return filled(config, hf.model_type, with_prefix(read_tensors(folder), hf.model_type), fresh)
 
 
-def _fill(
-    model: Model, family: str, theirs: dict[str, Tensor], fresh: tuple[str, ...] = ()
-) -> None:
+#: Parts that a model for a new task begins with random weights.
+FRESH = ("pooler.", "classifier.", "lm_head.", "transform.", "decoder.lm_head.")
+#: What files leave out where it is the embedding table.
+TIED = ("lm_head.weight", "decoder.lm_head.weight")
+
+
+def with_prefix(theirs: dict[str, Tensor], family: str) -> dict[str, Tensor]:
+    """Tensors of a file under the names of a class with a head, whichever class wrote them."""
+    prefix = FAMILIES[family].prefix
+    if any(name.startswith(prefix) for name in theirs):
+        return theirs
+    outside = ("lm_head.", "cls.", "classifier.", "final_logits_bias")
+    return {k if k.startswith(outside) else prefix + k: v for k, v in theirs.items()}
+
+
+def filled(
+    config: TransformerConfig, family: str, theirs: dict[str, Tensor], fresh: tuple[str, ...] = ()
+) -> Model:
+    """A labkit model with the weights of a transformers model.
+
+    Args:
+        config: its shape.
+        family: one of `FAMILIES`.
+        theirs: tensors under the names of the family's class with a head.
+        fresh: beginnings of the names that may be missing; they start from random weights.
+
+    Returns:
+        The model, in evaluation mode, fp32.
+
+    Raises:
+        LabError: a tensor is missing or has another shape.
+    """
+    if config.num_layers > len(theirs):
+        raise LabError(
+            f"the config has {config.num_layers} layers and the weights {len(theirs)} tensors; they"
+            " belong to different models"
+        )
+    try:
+        with torch.device("meta"):  # shapes only: nothing is drawn, or allocated for an odd config
+            model = _new(config)
+    except RuntimeError as error:
+        raise LabError(f"the config describes an impossible model ({error})") from error
+    expected = model.state_dict()
     if family == "bart":
         _read_bart(theirs)
     ours = {}
-    for name, parts in parameter_names(model.config, family).items():
-        if all(part in theirs for part in parts):
+    for name, parts in used_names(config, family, theirs).items():
+        if name in expected and all(part in theirs for part in parts):
             values = [theirs[part].float() for part in parts]
             value = torch.cat([v.T if _transposed(family, name) else v for v in values])
             if name.endswith("positions.weight"):
                 value = value[FAMILIES[family].unused_positions :]
             ours[name] = value
-    expected = model.state_dict()
-    ours = {name: value for name, value in ours.items() if name in expected}
-    missing = [name for name in expected if name not in ours and not name.startswith(fresh)]
-    if missing:
-        raise LabError(f"the weights lack {', '.join(missing[:3])}; the file is not complete")
+    missing = [name for name in expected if name not in ours]
+    if lacking := [name for name in missing if not name.startswith(fresh)]:
+        raise LabError(f"the weights lack {', '.join(lacking[:3])}; the file is not complete")
     for name, value in ours.items():
         if value.shape != expected[name].shape:
             raise LabError(
                 f"{name} has shape {tuple(value.shape)} in the weights and"
                 f" {tuple(expected[name].shape)} by the config; they belong to different models"
             )
-    model.load_state_dict(ours, strict=False)
+    if all(name in TIED for name in missing):
+        model.load_state_dict(ours, strict=False, assign=True)
+        model.rebuild()
+    else:
+        model = _new(config)
+        model.load_state_dict(ours, strict=False)
+    return model.eval()
+
+
+def used_names(
+    config: TransformerConfig, family: str, theirs: dict[str, Tensor]
+) -> dict[str, tuple[str, ...]]:
+    """`parameter_names`, as these tensors have them.
+
+    In memory a BERT's output bias goes by two names. They are one where embeddings are tied; else
+    the one beside the matrix is added.
+    """
+    names = parameter_names(config, family)
+    beside = "cls.predictions.decoder.bias"
+    if family == "bert" and beside in theirs:
+        names["lm_head.bias"] = (beside,)
+    return names
+
+
+def _new(config: TransformerConfig) -> Model:
+    return (EncoderDecoder if config.kind == "encoder_decoder" else Transformer)(config)
 
 
 def _read_bart(theirs: dict[str, Tensor]) -> None:
@@ -177,162 +244,6 @@ def _read_bart(theirs: dict[str, Tensor]) -> None:
     bias = theirs.get("final_logits_bias")
     if bias is not None and bool(bias.any()):
         raise LabError("final_logits_bias is not 0; labkit's output projection has no bias")
-
-
-def _open(folder: Path) -> Any:
-    import transformers
-
-    details = _read_config(folder)
-    name = (details.get("architectures") or ["a model without 'architectures'"])[0]
-    if name not in SUPPORTED:
-        raise LabError(f"{folder} holds {name}; labkit reads {', '.join(SUPPORTED)}")
-    return open_complete(getattr(transformers, name), folder)
-
-
-def open_complete(
-    opener: Any, folder: Path, fresh: Callable[[str], bool] | None = None, **options: Any
-) -> Any:
-    """A transformers model all of whose weights come from the folder: none random in silence.
-
-    Args:
-        opener: a class with `from_pretrained`.
-        folder: config.json and safetensors; nothing is fetched, no code of the folder runs.
-        fresh: which parameters may be missing, because a new task begins with random ones.
-        options: for `from_pretrained`.
-
-    Raises:
-        LabError: no safetensors, a tensor that is missing or has another shape.
-    """
-    if not any(folder.glob("*.safetensors")):
-        raise LabError(f"{folder} has no safetensors weights; other formats are not read")
-    model, found = opener.from_pretrained(
-        str(folder),
-        local_files_only=True,
-        use_safetensors=True,
-        trust_remote_code=False,
-        output_loading_info=True,
-        **options,
-    )
-    lacking = sorted(n for n in found["missing_keys"] if fresh is None or not fresh(n))
-    if lacking:
-        raise LabError(
-            f"the weights in {folder} lack {', '.join(lacking[:3])}; the file is not complete: "
-            "save the model again"
-        )
-    return model
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    if not path.is_file():
-        raise LabError(f"{folder} has no config.json; give a folder written by save_pretrained")
-    if not any(folder.glob("*.safetensors")):
-        raise LabError(f"{folder} has no safetensors weights; other formats are not read")
-    return json.loads(path.read_text())
-
-
-# Folders
-
-
-def knows(folder: Path) -> bool:
-    """Whether labkit has the shape of the model in a folder, so that `load_pretrained` is for it.
-
-    Whether the weights are complete is another question: `load_pretrained` answers it.
-    """
-    import transformers
-
-    details = _read_config(folder)
-    name = (details.get("architectures") or [""])[0]
-    if "labkit" in details:
-        return True
-    if name not in SUPPORTED:
-        return False
-    try:
-        our_config(name, transformers.AutoConfig.from_pretrained(str(folder)))
-    except LabError:
-        return False
-    return True
-
-
-def expressible(model: nn.Module) -> bool:
-    """Whether `save_pretrained` can write a model: a transformers class computes the same."""
-    if not isinstance(model, Transformer | EncoderDecoder):
-        return hasattr(model, "save_pretrained")
-    try:
-        hf_config(model.config)
-    except LabError:
-        return False
-    return True
-
-
-def save_pretrained(model: nn.Module, folder: str | Path, tokenizer: Any = None) -> Path:
-    """Write a folder that transformers' Auto classes open with the same outputs.
-
-    config.json also carries the labkit config under "labkit", so that `load_pretrained` gives back
-    the exact model. A classifier on mean pooling, which no transformers class has, is written as
-    its bare BERT (AutoModel opens it) with the classifier's tensors beside it.
-
-    Args:
-        model: A labkit or a transformers model.
-        folder: Where to; made if needed.
-        tokenizer: A labkit or a transformers tokenizer to put beside it, or the folder of one.
-
-    Returns:
-        The folder.
-
-    Raises:
-        LabError: No transformers class can express the shape.
-    """
-    folder = Path(folder)
-    if not isinstance(model, Transformer | EncoderDecoder):
-        model.save_pretrained(folder)  # type: ignore[operator]
-    else:
-        hf_model = _to_huggingface(model)
-        hf_model.config.labkit = dataclasses.asdict(model.config)
-        if not isinstance(tokenizer, str | Path | None):
-            hf_model.config.eos_token_id = getattr(tokenizer, "end_of_text_id", None)
-            hf_model.config.pad_token_id = getattr(tokenizer, "pad_id", None)
-        hf_model.save_pretrained(folder)
-        if isinstance(model, Transformer) and model.classifier is not None and not model.pooler:
-            path = folder / "model.safetensors"
-            extra = {f"classifier.{k}": v for k, v in model.classifier.state_dict().items()}
-            save_file(load_file(path) | extra, path, metadata={"format": "pt"})
-    if isinstance(tokenizer, str | Path):
-        for pattern in TOKENIZER_FILES:
-            for file in Path(tokenizer).glob(pattern):
-                shutil.copy(file, folder / file.name)
-    elif tokenizer is not None:
-        save = getattr(tokenizer, "save_pretrained", None) or tokenizer.save
-        save(folder)
-    return folder
-
-
-def load_pretrained(folder: str | Path) -> Any:
-    """Read back what `save_pretrained` wrote, or any folder that `from_huggingface` reads.
-
-    Args:
-        folder: With config.json and safetensors.
-
-    Returns:
-        The `Transformer` or `EncoderDecoder`, in evaluation mode.
-
-    Raises:
-        LabError: Not such a folder, or an unknown architecture.
-    """
-    folder = Path(folder)
-    details = _read_config(folder).get("labkit")
-    if details is None:
-        return from_huggingface(folder)
-    model = _new(TransformerConfig(**details))
-    family = _read_config(folder)["model_type"]
-    theirs = load_file(folder / "model.safetensors")
-    bare = not any(name.startswith(FAMILIES[family].prefix) for name in theirs)
-    outside = ("lm_head.", "cls.", "classifier.", "final_logits_bias")
-    prefix = FAMILIES[family].prefix if bare else ""
-    theirs = {k if k.startswith(outside) else prefix + k: v for k, v in theirs.items()}
-    tied = ("lm_head.weight", "decoder.lm_head.weight") if model.config.tied_embeddings else ()
-    _fill(model, family, theirs, fresh=tied)
-    return model.eval()
 
 
 # Names
