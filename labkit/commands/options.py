@@ -14,9 +14,9 @@ import json
 import types
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
-from tyro.conf import Fixed, Positional
+from tyro.conf import Fixed, Positional, arg
 
 from labkit.errors import LabError
 from labkit.training.config import Precision, TrainConfig
@@ -64,6 +64,7 @@ class Training(TrainConfig):
 class PretrainTraining(Training):
     """How to train."""
 
+    learning_rate: Fixed[float] = 1.0
     warmup_steps: Fixed[int] = 0
 
 
@@ -91,8 +92,8 @@ class Pretrain:
     """Run folder: config.json, metrics.jsonl, data/, checkpoints/, model/."""
     resume: bool = False
     """Continue the run in `out` from its newest good checkpoint, with its saved options."""
-    init: Path | None = None
-    """Model folder to continue from (config.json, safetensors, tokenizer); None: random weights."""
+    init: Annotated[Path | None, arg(aliases=["--from"])] = None
+    """smollm2, or a model folder, to continue from; None: random weights."""
     tokenizer: Path | None = None
     """Folder with a tokenizer.json; None: that of `init`, or train one on the data."""
     vocab_size: int = 4096
@@ -121,7 +122,9 @@ class Pretrain:
     """Updates of linear warm-up, 0 or more; None: a twentieth of steps, at most 200."""
     eval_tokens: int = 65536
     """Validation tokens read in each of them, at least 1; the last one reads all."""
-    train: PretrainTraining = PretrainTraining(learning_rate=1e-3, eval_every=100, save_every=100)
+    learning_rate: float | None = None
+    """Peak rate, above 0; None: 1e-3, or 1e-4 from a model."""
+    train: PretrainTraining = PretrainTraining(eval_every=100, save_every=100)
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,8 @@ class Finetune:
     """Fine-tune a pretrained model on your own labelled texts, instructions or stories.
 
     A csv or jsonl file with the columns text and label trains a classifier; prompt and answer
-    train a language model to answer; text alone (or a txt file) continues its pretraining.
+    train a language model to answer; text alone (or a txt file) continues its pretraining. All
+    parameters are trained.
     """
 
     data: str = "bbc_news"
@@ -138,8 +142,8 @@ class Finetune:
     """Run folder: config.json, metrics.jsonl, evaluation.json, checkpoints/, best/, model/."""
     resume: bool = False
     """Continue the run in `out` from its newest good checkpoint, with its saved options."""
-    model: str = "minilm"
-    """minilm (the encoder that comes with the lab), a model folder or a run folder."""
+    model: Annotated[str | None, arg(aliases=["--from"])] = None
+    """minilm, smollm2, a model folder or a run folder; None: minilm to classify, else smollm2."""
     task: Literal["auto", "classification", "instruction", "text"] = "auto"
     """What to learn; auto: from the columns of the data."""
     validation: Path | None = None
@@ -178,14 +182,14 @@ class Finetune:
 
 @dataclass(frozen=True)
 class Generate:
-    """Continue a prompt with a language model."""
+    """Continue a prompt with a language model, or talk to it."""
 
     model: Positional[Path] = Path("runs/pretrain")
-    """Run folder or model folder."""
+    """smollm2 (a chat model that comes by pip), a run folder or a model folder."""
     prompt: str = ""
     """Text to continue; empty: begin a new text."""
     chat: bool = False
-    """Put the prompt as a question, as instruction fine-tuning does."""
+    """Put the prompt as a question; without a prompt, talk: a line is a turn, until end of file."""
     max_new_tokens: int = 100
     """Tokens to write, at least 1."""
     temperature: float = 0.8
@@ -207,7 +211,7 @@ class Evaluate:
     """Score a model on data: bits per byte of a language model, accuracy of a classifier."""
 
     model: Positional[Path] = Path("runs/pretrain")
-    """Run folder or model folder."""
+    """smollm2, a run folder or a model folder."""
     data: tuple[str, ...] = ()
     """Corpora (their test split) or your own files (all of them); one or more."""
     split: Literal["train", "validation", "test"] | None = None

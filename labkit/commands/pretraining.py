@@ -105,7 +105,18 @@ def train_config(options: Pretrain) -> TrainConfig:
     warmup_steps = options.warmup_steps
     if warmup_steps is None:
         warmup_steps = min(200, options.train.steps // 20)
-    return options.train.settled(warmup_steps=warmup_steps, out=options.out, resume=options.resume)
+    return options.train.settled(
+        warmup_steps=warmup_steps,
+        learning_rate=_rate(options),
+        out=options.out,
+        resume=options.resume,
+    )
+
+
+def _rate(options: Pretrain) -> float:
+    if options.learning_rate is not None:
+        return options.learning_rate
+    return 1e-3 if options.init is None else 1e-4
 
 
 def model_config(options: Pretrain, vocab_size: int) -> TransformerConfig:
@@ -145,6 +156,7 @@ def prepare(options: Pretrain) -> Pretrain:
     options = dataclasses.replace(
         options,
         warmup_steps=train_config(options).warmup_steps,
+        learning_rate=_rate(options),
         train=dataclasses.replace(options.train, precision=precision),
     )
     if saved is not None:  # its data/ is gone: the same again

