@@ -13,9 +13,12 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-#: The project's public address: Colab badges, install cells and the README are stamped from it
-#: (`python -m labkit.course stamp`), and a test asserts that none of them disagrees.
-REPOSITORY = "https://github.com/llm-lab/llm-lab"
+#: The project's name on a package index. Nothing here tells anybody to install it from there.
+DISTRIBUTION = "llm-lab-course"
+
+#: The project's public address on GitHub, or "" while it has none. Colab badges, install cells and
+#: the README are stamped from it: `python -m labkit.course stamp --repository URL` (or `origin`).
+REPOSITORY = ""
 
 #: The rooms, in the order in which data flows: one imports only rooms before it (test_structure).
 ROOMS = (
@@ -49,4 +52,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*ROOMS, "load", "REPOSITORY", "__version__"]
+    return [*ROOMS, "load", "DISTRIBUTION", "REPOSITORY", "__version__"]

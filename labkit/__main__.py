@@ -113,7 +113,7 @@ def _lab(options: commands.Lab) -> int:
 
     commands.check(1 <= options.port <= 65535, options, "port", "1 to 65535")
     if importlib.util.find_spec("jupyterlab") is None:
-        raise LabError("JupyterLab is not installed: run pip install 'labkit[lab]'")
+        raise LabError("JupyterLab is not installed: run pip install jupyterlab")
     folder = course.notebooks_folder()
     command = [
         *(sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={folder}"),

