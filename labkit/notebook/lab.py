@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from IPython.display import display
 
+import labkit
 from labkit import runtime
 from labkit.course import profiles
 from labkit.notebook import plots
@@ -68,8 +69,9 @@ def start(profile: str = "auto", seed: int = 0, chapter: str = "") -> Lab:
         "threads": str(torch.get_num_threads()),
         "seed": str(seed),
     }
-    names = ("labkit", "torch", "transformers", "numpy")
+    names = ("torch", "transformers", "numpy")
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in names)
+    versions = f"labkit {labkit.__version__}, {versions}"
     shown = Table(
         list(card), [list(card.values())], set(), f"Python {python_version()}, {versions}"
     )
