@@ -329,3 +329,56 @@ def test_a_large_file_streams_in_the_memory_of_a_small_one(tmp_path):
         assert int(characters) > megabytes * 0.98e6
         peaks.append(float(peak))
     assert peaks[1] < peaks[0] + 30, f"peak {peaks} MB"
+
+
+RUSSIAN = "Рано утром туман медленно поднимался с реки. Старый рыбак столкнул лодку в воду.\n\n"
+CHINESE = "清晨，雾从河面上慢慢升起。老渔夫把小船推进水里，网还带着昨夜的凉意。\n\n"
+TAIWANESE = "清晨，霧從河面上慢慢升起。老漁夫把小船推進水裡，網還帶著昨夜的涼意。\n\n"
+JAPANESE = "早朝、川から霧がゆっくりと立ちのぼった。老いた漁師は小舟を水に押し出した。\n\n"
+GERMAN = "Früh stieg der Nebel über den Fluß. Der alte Fischer schob sein Boot ins Wasser.\n\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        (RUSSIAN, "cp1251"), (RUSSIAN, "koi8-r"), (CHINESE, "gbk"), (CHINESE, "gb18030"),
+        (TAIWANESE, "big5"), (JAPANESE, "shift_jis"), (GERMAN, "cp1252"), (GERMAN, "latin-1"),
+    ],
+)  # fmt: skip
+def test_other_encodings_are_guessed_and_named(tmp_path, text, encoding) -> None:
+    path = tmp_path / "mine.txt"
+    path.write_bytes((text * 30).encode(encoding))
+    with pytest.warns(UserWarning, match=r"mine\.txt is not UTF-8 and was read as"):
+        assert files.read(path) == text * 30
+    table = tmp_path / "mine.csv"
+    line = text.strip().replace(",", "")
+    table.write_bytes(f"text,label\n{line},1\n".encode(encoding) * 1)
+    with pytest.warns(UserWarning, match="was read as"):
+        assert files.rows(table)[0]["text"] == line
+
+
+@pytest.mark.parametrize("text", [GERMAN, CHINESE, RUSSIAN])
+@pytest.mark.parametrize("where", ["end", "middle"])
+def test_a_letter_cut_in_two_is_damage_and_not_another_encoding(tmp_path, text, where) -> None:
+    whole = (text * 30).encode()
+    cut = whole[:-1] if where == "end" else whole
+    letter = next(k for k in range(len(whole) // 2, len(whole)) if whole[k] > 127)
+    cut = whole[: letter + 1] if where == "end" else whole[:letter] + b"\xff" + whole[letter:]
+    path = tmp_path / "mine.txt"
+    path.write_bytes(cut)
+    with pytest.warns(UserWarning, match="UTF-8 with 1 damaged bytes"):
+        read = files.read(path)
+    assert read.replace("�", "")[:100] == (text * 30)[:100]
+    assert read.count("�") == 1
+
+
+def test_utf_32_is_not_utf_16(tmp_path) -> None:
+    for encoding in ("utf-32", "utf-16"):
+        (tmp_path / "mine.txt").write_bytes((CHINESE * 3).encode(encoding))
+        assert files.read(tmp_path / "mine.txt") == CHINESE * 3
+
+
+def test_a_replacement_character_that_was_meant_is_no_damage(tmp_path, recwarn) -> None:
+    (tmp_path / "mine.txt").write_text("It looks like � here.\n\nAnd so on.", encoding="utf-8")
+    assert "�" in files.read(tmp_path / "mine.txt")
+    assert not recwarn

@@ -489,7 +489,7 @@ def _load_local(
     seed: int = 0,
 ) -> DatasetDict:
     path = Path(path)
-    if path.suffix in (".csv", ".tsv", ".jsonl") and label_column in files.rows(path)[0]:
+    if path.suffix.lower() in (".csv", ".tsv", ".jsonl") and label_column in files.rows(path)[0]:
         whole = load_labelled(path, text_column, label_column)
     else:
         whole = load_text(path, text_column)

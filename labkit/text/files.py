@@ -1,6 +1,6 @@
 """Your own files as documents and rows: txt, md, html, py, csv, tsv, jsonl, or a folder of them.
 
-    file or folder -> bytes -> text (UTF-8, else Windows-1252) -> documents, or rows of columns
+    file or folder -> bytes -> text (UTF-8, else guessed) -> documents, or rows of columns
 
 A file is read piece by piece: `stream` needs the memory of one piece, however large the file is.
 What cannot be used is an error that names the file, the place in it and the remedy.
@@ -10,6 +10,8 @@ import codecs
 import itertools
 import json
 import re
+import textwrap
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,18 @@ TEXT_SUFFIXES = {".txt", ".md", ".rst", ".text", ".py", ".html", ".htm", ".csv",
 BLOCK_CHARACTERS = 2000
 PIECE = 1 << 20
 """Characters (or bytes) read at a time."""
+SAMPLE = 1 << 16
+"""Bytes from which an encoding is guessed."""
+ASCII = bytes(range(128))
+COMPRESSED = {".gz", ".bz2", ".xz", ".zst", ".zip", ".7z"}
+BYTE_ORDER_MARKS = {  # the longer ones first: that of UTF-16 begins that of UTF-32
+    "utf-32": (b"\xff\xfe\0\0", b"\0\0\xfe\xff"),
+    "utf-16": (b"\xff\xfe", b"\xfe\xff"),
+}
+OTHER_SCRIPTS = (
+    "gb18030", "big5", "shift_jis", "euc_jp", "euc_kr", "cp1251", "koi8_r", "cp1253", "cp1255",
+    "cp1256",
+)  # fmt: skip
 
 
 def documents(path: str | Path, text_column: str = "text") -> list[str]:
@@ -52,8 +66,20 @@ def stream(path: str | Path, text_column: str = "text") -> Iterator[str]:
         raise LabError(
             f"{path} holds no text; put {', '.join(sorted(TEXT_SUFFIXES))} files into it."
         )
+    bad: list[LabError] = []
     for file in files:
-        yield from _of_one_file(file, text_column, cut=False)
+        given = 0
+        try:
+            for text in _of_one_file(file, text_column, cut=False):
+                yield text
+                given += 1
+        except LabError as error:
+            if given:  # half of it is in use already
+                raise
+            bad.append(error)
+            warnings.warn(f"left out: {error}", stacklevel=2)
+    if len(bad) == len(files):
+        raise LabError(f"{path} holds no file that can be read: {bad[0]}")
 
 
 def size(path: str | Path) -> int:
@@ -104,7 +130,7 @@ def _blocks(pieces: Iterator[str]) -> Iterator[str]:
         if following is not None:  # the last paragraph may go on in it
             buffer = paragraphs.pop() + following
             following = next(pieces, None)
-        for paragraph in paragraphs:
+        for paragraph in itertools.chain.from_iterable(map(_lines_of, paragraphs)):
             current.append(paragraph)
             length += len(paragraph)
             if length >= least:
@@ -113,6 +139,15 @@ def _blocks(pieces: Iterator[str]) -> Iterator[str]:
                 current, length = [], 0
     if current and (text := block()).strip():
         yield text
+
+
+def _lines_of(paragraph: str) -> list[str]:
+    """A paragraph as it is; one far longer than a document in pieces of words of that length."""
+    if len(paragraph) <= 4 * BLOCK_CHARACTERS:
+        return [paragraph]
+    return textwrap.wrap(
+        paragraph, BLOCK_CHARACTERS, replace_whitespace=False, drop_whitespace=False
+    )
 
 
 def rows(path: str | Path) -> list[dict[str, Any]]:
@@ -144,7 +179,13 @@ def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise LabError(
+                f"{path} line {number} holds half a character (a lone surrogate such as \\ud83d): "
+                "write the whole character."
+            ) from error
+        except (ValueError, RecursionError) as error:
             raise LabError(f"{path} line {number} is not JSON ({error}).") from error
         if not isinstance(row, dict):
             raise LabError(f'{path} line {number} must be an object such as {{"text": "..."}}.')
@@ -190,8 +231,19 @@ def _value(path: str | Path, number: int, row: dict[str, Any], name: str) -> str
     if row.get(name) is None:
         raise LabError(
             f"{path} row {number} has no column {name!r}; it has {', '.join(row) or 'none'}."
+            f"{_hint(row, name)}"
         )
     return str(row[name])
+
+
+def _hint(row: dict[str, Any], name: str) -> str:
+    """What may be meant where a column is missing."""
+    like = [column for column in row if column.strip().lower() == name.lower()]
+    if like:
+        return f" Is {like[0]!r} meant? Name it with the option for that column."
+    if len(row) == 1 and (mark := next((m for m in ";\t|" if m in next(iter(row))), None)):
+        return f" Its columns seem to be divided by {mark!r}: use commas, or tabs in .tsv."
+    return ""
 
 
 def read(path: Path) -> str:
@@ -221,44 +273,76 @@ def _check_file(path: Path) -> None:
         raise LabError(f"{path} does not exist; check the path.")
     if path.is_dir():
         raise LabError(f"{path} is a folder; name one file in it.")
+    if not path.is_file():
+        raise LabError(f"{path} is no regular file (a device or a pipe); save the text in a file.")
+    if path.suffix.lower() in COMPRESSED:
+        raise LabError(f"{path} is compressed; unpack it first.")
 
 
 def _inspect(path: Path) -> tuple[str, str]:
     """Encoding and error handling of a text file, found by reading it once.
 
+    UTF-8 wherever most of what is not ASCII says so: single damaged bytes are replaced, and counted
+    in a warning. Else the encoding is guessed, and a warning says which was taken.
+
     Raises:
         LabError: when it is missing, a folder, empty or binary.
     """
     _check_file(path)
-    decoders = {name: codecs.getincrementaldecoder(name)() for name in ("utf-8-sig", "cp1252")}
-    start, blank, zeros = b"", True, False
+    start, sample, blank, zeros = b"", b"", True, False
+    high = bad = letters = 0
+    decoder = codecs.getincrementaldecoder("utf-8-sig")("replace")
     with path.open("rb") as file:
         while piece := file.read(PIECE):
             start = start or piece
             blank = blank and not piece.strip()
             zeros = zeros or b"\0" in piece
-            for name in list(decoders):
-                try:
-                    decoders[name].decode(piece)
-                except UnicodeDecodeError:
-                    del decoders[name]
-    if "utf-8-sig" in decoders:
-        try:
-            decoders["utf-8-sig"].decode(b"", final=True)
-        except UnicodeDecodeError:
-            del decoders["utf-8-sig"]
+            text = decoder.decode(piece)
+            beyond = len(piece.translate(None, ASCII))
+            replaced = text.count("\ufffd")
+            high += beyond
+            letters += len(text) - (len(piece) - beyond) - replaced
+            bad += replaced - piece.count(b"\xef\xbf\xbd")  # one that the writer meant
+            if bad and len(sample) < SAMPLE:
+                sample += b"\n".join(x for x in piece.split(b"\n") if x.translate(None, ASCII))
+    bad += decoder.decode(b"", final=True).count("\ufffd")
     if blank:
         raise LabError(f"{path} is empty; give a file with text in it.")
-    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return "utf-16", "replace"
+    for name, marks in BYTE_ORDER_MARKS.items():
+        if start.startswith(marks):
+            return name, "replace"
     if zeros:
         raise LabError(f"{path} is binary (it holds zero bytes), not text; export it as UTF-8.")
-    encoding = next(iter(decoders), "latin-1")
+    if bad <= 0 or letters >= 2 * bad:
+        encoding = "utf-8-sig"
+        if bad > 0:
+            warnings.warn(
+                f"{path} is UTF-8 with {bad} damaged bytes, which were replaced", stacklevel=2
+            )
+    else:
+        encoding = guess_encoding(sample[:SAMPLE])
     some = start[:100_000].decode(encoding, errors="ignore")
     strange = len(re.findall("[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f]", some))
     if strange > 0.01 * len(some):
         raise LabError(f"{path} is binary ({strange} control characters), not text.")
-    return encoding, "strict"
+    if encoding != "utf-8-sig":
+        warnings.warn(
+            f"{path} is not UTF-8 and was read as {encoding}: if that is wrong, save it as UTF-8",
+            stacklevel=2,
+        )
+    return encoding, "replace"
+
+
+def guess_encoding(content: bytes) -> str:
+    """The likeliest encoding of text that is not UTF-8, as Python names it.
+
+    Scripts other than the Latin one are told apart by the kept detector; of the encodings of Latin
+    letters, which differ in a few accents, Windows-1252 is taken, as browsers do.
+    """
+    from charset_normalizer import from_bytes
+
+    found = from_bytes(content, cp_isolation=[*OTHER_SCRIPTS, "cp1250", "cp1252"]).best()
+    return found.encoding if found is not None and found.encoding in OTHER_SCRIPTS else "cp1252"
 
 
 def decode(content: bytes) -> str:
