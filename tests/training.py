@@ -1,6 +1,6 @@
 """Small problems that several tests train on; run as a script, one rank of a distributed run.
 
-python -m torch.distributed.run --nproc-per-node 2 tests/training.py KIND PARALLEL OUT
+python -m torch.distributed.run --nproc-per-node 2 tests/training.py KIND PARALLEL OUT OPTIMIZER...
 """
 
 import dataclasses
@@ -73,15 +73,18 @@ def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def main() -> None:
-    kind, parallel, out = sys.argv[1], sys.argv[2], Path(sys.argv[3])
+    kind, parallel, out, *optimizers = sys.argv[1:]
     torch.set_num_threads(1)
     make, batches = PROBLEMS[kind]
     with runtime.distributed() as here:
-        model = make(seed=0)
-        settings = config(parallel=parallel, out=out / "run", save_every=3, micro_batch_size=2)
-        result = train(model, causal_lm, batches(), settings, validation=batches())
-        if here.rank == 0:
-            torch.save({"losses": [r.loss for r in result.history]}, out / "losses.pt")
+        for name in optimizers:
+            model, folder = make(seed=0), Path(out) / name
+            settings = config(
+                parallel=parallel, out=folder, save_every=3, micro_batch_size=2, optimizer=name
+            )
+            result = train(model, causal_lm, batches(), settings, validation=batches())
+            if here.rank == 0:
+                torch.save({"losses": [r.loss for r in result.history]}, folder / "losses.pt")
 
 
 if __name__ == "__main__":

@@ -71,6 +71,8 @@ def build(
         LabError: nothing is trainable, or an unknown optimizer.
     """
     groups = parameter_groups(model, weight_decay)
+    if optimizer == "sgd" and any(isinstance(p, DTensor) for p in model.parameters()):
+        fused = False  # torch's fused SGD does not know how to shard
     if optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=eps, fused=fused)
     if optimizer == "adam":
