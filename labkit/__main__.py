@@ -10,7 +10,9 @@ import dataclasses
 import importlib.util
 import inspect
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,7 +36,8 @@ def parse(arguments: Sequence[str]) -> Any:
         SystemExit: with code 2 after an unknown option or value was named, 0 after --help.
         LabError: the run folder to resume cannot be used.
     """
-    chosen = _cli(arguments, commands.COMMANDS)
+    resuming = "--resume" in arguments  # the saved options may have a switch on: let it go off
+    chosen = _cli(arguments, commands.COMMANDS, both_ways=resuming)
     if getattr(chosen, "resume", False):
         name = next(n for n, default in commands.COMMANDS.items() if type(default) is type(chosen))
         from labkit.training.run_folder import began
@@ -42,12 +45,14 @@ def parse(arguments: Sequence[str]) -> Any:
         saved = began(chosen.out, name)
         if saved is not None:
             start = commands.from_dict(type(chosen), saved["options"])
-            start = dataclasses.replace(start, resume=False)  # the flag is given again
-            chosen = _cli(arguments, {**commands.COMMANDS, name: start})
+            start = dataclasses.replace(start, resume=False, overwrite=False)  # given again, or not
+            chosen = _cli(arguments, {**commands.COMMANDS, name: start}, both_ways=True)
     return chosen
 
 
-def _cli(arguments: Sequence[str], defaults: dict[str, Any]) -> Any:
+def _cli(arguments: Sequence[str], defaults: dict[str, Any], both_ways: bool = False) -> Any:
+    """Parse; `both_ways`: each switch may be set and unset, whatever its default has become."""
+    pairs = () if both_ways else (tyro.conf.FlagCreatePairsOff,)
     # The list of commands gives each a line, the help of one command all that it says of itself.
     said = {name: inspect.getdoc(type(default)) or "" for name, default in defaults.items()}
     if not arguments or arguments[0] not in defaults:
@@ -58,7 +63,7 @@ def _cli(arguments: Sequence[str], defaults: dict[str, Any]) -> Any:
         args=list(arguments),
         prog="labkit",
         description=DESCRIPTION,
-        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes, tyro.conf.SuppressFixed),
+        config=(*pairs, tyro.conf.OmitArgPrefixes, tyro.conf.SuppressFixed),
     )
 
 
@@ -152,6 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"labkit {labkit.__version__}")
         return 0
     warnings.showwarning = _show_warning
+    _end_tidily()
     try:
         chosen = parse(given)
         return WORK[type(chosen)](chosen)
@@ -172,6 +178,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
+def _end_tidily() -> None:
+    """A request to end unwinds the stack, so that nothing half-written stays; as Ctrl-C does."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread() and "RANK" not in os.environ:
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+                signal.signal(number, stop)
+
+
 def _foreseen(error: Exception, out: Path | None) -> str | None:
     """A sentence for errors of the machine that any command may meet."""
     from labkit.atomic import is_disk_full
@@ -179,6 +198,8 @@ def _foreseen(error: Exception, out: Path | None) -> str | None:
     if is_disk_full(error):
         where = f" of {str(out)!r}" if out is not None else ""
         return f"the disk{where} is full: free some space and resume, older checkpoints are intact"
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return "there is not enough memory: choose a smaller model or fewer examples at a time"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename} cannot be used ({error.strerror}): check path and rights"
     return None

@@ -110,10 +110,11 @@ OF_THE_LOOP = """optimizer min_learning_rate_ratio schedule weight_decay betas e
     save_every keep"""
 FLAGS = {
     "run": "chapters profile out seed",
-    "pretrain": f"""data out resume init tokenizer vocab_size text_column size architecture d_model
-        num_layers num_heads d_ff dropout context_length batch_tokens warmup_steps eval_tokens
+    "pretrain": f"""data out resume overwrite init tokenizer vocab_size text_column size
+        architecture d_model num_layers num_heads d_ff dropout context_length batch_tokens
+        warmup_steps eval_tokens
         {OF_THE_LOOP} steps learning_rate eval_every""",
-    "finetune": f"""data out resume model task validation test text_column label_column
+    "finetune": f"""data out resume overwrite model task validation test text_column label_column
         prompt_column answer_column strategy epochs batch_size max_length learning_rate warmup
         {OF_THE_LOOP}""",
     "generate": """model prompt chat max_new_tokens temperature top_k top_p samples seed device""",

@@ -30,6 +30,7 @@ def files(tmp_path_factory):
     write_rows(folder / "greek.jsonl", greek(60))
     write_rows(folder / "one.jsonl", [{"text": sentences(1, seed=5)[0]}])
     write_rows(folder / "long.jsonl", [{"text": text} for text in sentences(6, seed=3)])
+    write_rows(folder / "learned.jsonl", [{"text": text} for text in sentences(6, seed=4)])
     write_rows(folder / "text.jsonl", [{"text": text} for text in sentences(40, seed=2)])
     return folder
 
@@ -195,7 +196,7 @@ def in_pieces(files, language_model) -> Path:
     """One epoch, an update a piece, on texts of many pieces."""
     out = files / "in_pieces"
     held_out = ["--validation", files / "one.jsonl", "--test", files / "long.jsonl"]
-    data = ["--data", files / "long.jsonl", *held_out, "--model", language_model, "--out", out]
+    data = ["--data", files / "learned.jsonl", *held_out, "--model", language_model, "--out", out]
     sizes = ["--max-length", 16, "--epochs", 1, "--batch-size", 1, "--patience", 0]
     assert here("finetune", *data, *sizes, "--precision", "fp32") == 0
     return out
@@ -208,7 +209,7 @@ def test_finetune_tests_every_token_of_a_long_text_once(files, in_pieces, langua
 
 def test_finetune_learns_every_token_of_a_long_text_once_an_epoch(files, in_pieces, language_model):
     last = json.loads((in_pieces / "metrics.jsonl").read_text().splitlines()[-1])
-    assert last["tokens"] == targets(language_model, texts_of(files / "long.jsonl"))
+    assert last["tokens"] == targets(language_model, texts_of(files / "learned.jsonl"))
 
 
 # --- classifiers -------------------------------------------------------------------------------
@@ -320,8 +321,8 @@ def test_generate_says_that_a_classifier_does_not_write(classifier, capfd):
 @pytest.mark.parametrize(
     ("option", "value", "allowed"),
     [
-        ("--samples", 0, "at least 1"),
-        ("--samples", -3, "at least 1"),
+        ("--samples", 0, "1 to 1000"),
+        ("--samples", -3, "1 to 1000"),
         ("--max-new-tokens", 0, "at least 1"),
         ("--max-new-tokens", -1, "at least 1"),
         ("--temperature", -0.5, "0 or more"),

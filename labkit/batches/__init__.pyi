@@ -17,6 +17,7 @@ from .examples import Contexts as Contexts
 from .examples import Pad as Pad
 from .examples import Windows as Windows
 from .examples import classification_examples as classification_examples
+from .examples import labelled_examples as labelled_examples
 from .examples import pack_documents as pack_documents
 from .examples import stack as stack
 from .mixing import Mixture as Mixture

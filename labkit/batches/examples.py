@@ -107,12 +107,18 @@ def classification_examples(
 
     Item: input_ids (T,), labels () with the class.
     """
+    encoded = [ids or [tokenizer.end_of_text_id] for ids in tokenizer.encode_batch(texts)]
+    return labelled_examples(encoded, labels, max_length)
+
+
+def labelled_examples(
+    encoded: Sequence[Sequence[int]], labels: Sequence[int], max_length: int
+) -> list[Example]:
+    """`classification_examples` of texts that are token ids already, at least one each."""
     examples = []
-    for ids, label in zip(tokenizer.encode_batch(texts), labels, strict=True):
-        ids = ids or [tokenizer.end_of_text_id]
-        if len(ids) > max_length:
-            ids = [*ids[: max_length - 1], ids[-1]]
-        examples.append({"input_ids": torch.tensor(ids), "labels": torch.tensor(label)})
+    for ids, label in zip(encoded, labels, strict=True):
+        cut = ids if len(ids) <= max_length else [*ids[: max_length - 1], ids[-1]]
+        examples.append({"input_ids": torch.tensor(cut), "labels": torch.tensor(label)})
     return examples
 
 

@@ -1,5 +1,6 @@
 """Tokens on disk: documents stream into one flat file of integers, read back memory-mapped."""
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -27,6 +28,7 @@ class TokenWriter:
         self.path, self.vocab_size, self.end_of_text_id = Path(path), vocab_size, end_of_text_id
         self.dtype = np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
         self.tokens = self.documents = 0
+        self._digest = hashlib.sha256()
 
     def __enter__(self) -> "TokenWriter":
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,7 +49,9 @@ class TokenWriter:
                 f"document {self.documents} holds token {array.max()}: ids go from 0 to "
                 f"{self.vocab_size - 1}, tokenize it with this vocabulary"
             )
-        np.append(array, self.end_of_text_id).astype(self.dtype).tofile(self._file)
+        written = np.append(array, self.end_of_text_id).astype(self.dtype)
+        written.tofile(self._file)
+        self._digest.update(written.tobytes())
         self.tokens += array.size + 1
 
     def __exit__(self, kind: type | None, *_: object) -> None:
@@ -64,6 +68,7 @@ class TokenWriter:
                 "tokens": self.tokens,
                 "documents": self.documents,
                 "vocab_size": self.vocab_size,
+                "sha256": self._digest.hexdigest(),
             }
             self.path.with_name(self.path.name + ".json").write_text(json.dumps(facts))
             os.replace(self._temporary, self.path)
@@ -93,21 +98,36 @@ def write_tokens(
     return read_tokens(path)
 
 
-def read_tokens(path: str | os.PathLike) -> np.ndarray:
+def read_tokens(path: str | os.PathLike, verify: bool = False) -> np.ndarray:
     """Memory-map a token file read-only: it may be larger than memory.
 
+    Args:
+        path: what `TokenWriter` wrote.
+        verify: read all of it and compare its SHA-256, where its facts hold one.
+
     Raises:
-        LabError: the file or its facts are missing, or the length disagrees with them.
+        LabError: the file or its facts are missing or damaged, or they disagree.
     """
     path = Path(path)
     facts_path = path.with_name(path.name + ".json")
     if not path.exists() or not facts_path.exists():
         raise LabError(f"token file {str(path)!r} is missing: write it with batches.write_tokens")
-    facts = json.loads(facts_path.read_text())
-    tokens = np.memmap(path, dtype=facts["dtype"], mode="r")
-    if len(tokens) != facts["tokens"]:
+    try:
+        facts = json.loads(facts_path.read_text(encoding="utf-8"))
+        dtype, count = np.dtype(facts["dtype"]), int(facts["tokens"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise LabError(f"{facts_path} is damaged ({error}): write the tokens again") from error
+    size = path.stat().st_size
+    if size != count * dtype.itemsize or not count:
         raise LabError(
-            f"token file {str(path)!r} holds {len(tokens)} tokens instead of {facts['tokens']}: "
+            f"token file {str(path)!r} holds {size / dtype.itemsize:g} tokens instead of {count}: "
             "it is torn, write it again"
         )
-    return tokens
+    if verify and "sha256" in facts:
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != facts["sha256"]:
+                raise LabError(
+                    f"token file {str(path)!r} does not match its SHA-256: it is altered, write it "
+                    "again"
+                )
+    return np.memmap(path, dtype=dtype, mode="r")

@@ -9,6 +9,7 @@ Sources: Devlin et al. 2019, appendix A.3 (rates, epochs); Ouyang et al. 2022 (i
 """
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,8 @@ def finetune(options: Finetune) -> dict[str, Any] | None:
         model = whole(model, here, options.train.parallel)
         if here.rank:
             return None
+        if task.kind == "classification":
+            _keep_length(options)
         evaluation = _test(model, task, data["test"], options)
         evaluation |= {"best": result.best, "stopped": result.stopped, "steps": result.steps}
         write_json(options.out / "evaluation.json", evaluation)
@@ -113,11 +116,12 @@ def _checked(options: Finetune) -> Finetune:
     check(0 < options.epochs < math.inf, options, "epochs", "a number above 0")
     check(options.batch_size >= 1, options, "batch_size", "at least 1")
     check(options.max_length >= 2, options, "max_length", "at least 2")
+    check(options.epochs <= 10_000, options, "epochs", "at most 10000")
     check(0 <= options.warmup <= 1, options, "warmup", "0 to 1")
     ranks = runtime.world().size
     check(options.batch_size % ranks == 0, options, "batch_size", f"a multiple of {ranks}")
     inputs = [options.data, options.validation, options.test, options.model]
-    check_free(options.out, options.resume, inputs)
+    check_free(options.out, options.resume, inputs, options.overwrite)
     if options.model is not None:
         model_folder(options.model)
     saved = began(options.out, "finetune")
@@ -192,6 +196,14 @@ def _describe(task: Task, model: nn.Module, trained: list[str], settings: TrainC
         f"run     up to {settings.steps:,} updates, {settings.precision}, learning rate "
         f"{settings.learning_rate:g}"
     )
+
+
+def _keep_length(options: Finetune) -> None:
+    """Who uses the model cuts texts as it is used to: `labkit evaluate` and transformers."""
+    file = options.out / "model" / "tokenizer_config.json"
+    if file.exists():
+        config = json.loads(file.read_text(encoding="utf-8"))
+        write_json(file, {**config, "model_max_length": options.max_length})
 
 
 # --- the test set ------------------------------------------------------------------------------

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 
 from labkit import runtime
-from labkit.batches import Batches, Pad, classification_examples
+from labkit.batches import Batches, Pad
 from labkit.commands.finetuning import classifier_scores, score_table
 from labkit.commands.options import Evaluate, Generate, check
 from labkit.commands.shell import say, table
+from labkit.commands.tasks import classified
 from labkit.errors import LabError
 from labkit.evaluation.classification import classify
 from labkit.generation.loaded import MOST_CONTEXT, LanguageModel, load
@@ -35,7 +36,7 @@ def generate(options: Generate) -> list[str]:
         LabError: the folder holds no language model, or an option is out of range.
     """
     check(0 <= options.seed < 2**32, options, "seed", f"0 to {2**32 - 1}")
-    check(options.samples >= 1, options, "samples", "at least 1")
+    check(1 <= options.samples <= 1000, options, "samples", "1 to 1000")
     check(options.max_new_tokens >= 1, options, "max_new_tokens", "at least 1")
     check(0 <= options.temperature < math.inf, options, "temperature", "0 or more")
     check(options.top_k is None or options.top_k >= 1, options, "top_k", "at least 1")
@@ -139,7 +140,7 @@ def _classifier_score(folder: Path, options: Evaluate) -> Callable[[str], dict[s
     classes = [model.config.id2label[i] for i in range(model.config.num_labels)]
     names = {"text_column": options.text_column, "label_column": options.label_column}
     longest = context_length(model)
-    T = options.context_length or min(longest, MOST_CONTEXT)
+    T = options.context_length or min(longest, tokenizer.context_length or MOST_CONTEXT)
     if longest < T:
         raise LabError(f"context_length {T} is out of range: the model reads at most {longest}")
 
@@ -158,7 +159,7 @@ def _classifier_score(folder: Path, options: Evaluate) -> Callable[[str], dict[s
                 f"{', '.join(classes)}"
             )
         labels = [classes.index(known[label]) for label in rows["label"]]
-        examples = classification_examples(tokenizer, list(rows["text"]), labels, T)
+        examples = classified(tokenizer, list(rows["text"]), labels, T, source)
         batches = Batches(examples, options.batch_size, Pad(tokenizer.pad_id))
         with torch.inference_mode():
             scored = classify(model, batches.evaluation_batches(), precision=options.precision)

@@ -14,7 +14,7 @@ import json
 import types
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from tyro.conf import Fixed, Positional, arg
 
@@ -92,6 +92,8 @@ class Pretrain:
     """Run folder: config.json, metrics.jsonl, data/, checkpoints/, model/."""
     resume: bool = False
     """Continue the run in `out` from its newest good checkpoint, with its saved options."""
+    overwrite: bool = False
+    """Begin anew: remove the run that is in `out`, and nothing else."""
     init: Annotated[Path | None, arg(aliases=["--from"])] = None
     """smollm2, or a model folder, to continue from; None: random weights."""
     tokenizer: Path | None = None
@@ -142,6 +144,8 @@ class Finetune:
     """Run folder: config.json, metrics.jsonl, evaluation.json, checkpoints/, best/, model/."""
     resume: bool = False
     """Continue the run in `out` from its newest good checkpoint, with its saved options."""
+    overwrite: bool = False
+    """Begin anew: remove the run that is in `out`, and nothing else."""
     model: Annotated[str | None, arg(aliases=["--from"])] = None
     """minilm, smollm2, a model folder or a run folder; None: minilm to classify, else smollm2."""
     task: Literal["auto", "classification", "instruction", "text"] = "auto"
@@ -199,7 +203,7 @@ class Generate:
     top_p: float | None = None
     """Sample among the likeliest tokens that hold this probability, in (0, 1]; None: all."""
     samples: int = 1
-    """Texts to write, at least 1."""
+    """Texts to write, 1 to 1000."""
     seed: int = 0
     """Of the sampling, 0 to 2^32 - 1."""
     device: Device = "auto"
@@ -221,7 +225,7 @@ class Evaluate:
     label_column: str = "label"
     """Column with the class."""
     context_length: int | None = None
-    """Tokens at once, at least 1; None: what the model was made for, at most 1024."""
+    """Tokens at once, at least 1; None: as the model was tuned, else what it can read, to 1024."""
     batch_size: int = 16
     """Examples at a time, at least 1."""
     precision: Precision = "fp32"
@@ -308,16 +312,35 @@ def from_dict(kind: type[T], values: dict[str, Any]) -> T:
     if unknown := sorted(set(values) - set(hints) - set(flags)):
         known = ", ".join([*hints, *flags])
         raise LabError(f"{unknown[0]!r} is no option of {kind.__name__}: choose among {known}")
-    own: dict[str, Any] = {n: _as(hints[n], v) for n, v in values.items() if n in hints}
+    own: dict[str, Any] = {n: _as(n, hints[n], v) for n, v in values.items() if n in hints}
     if training:
         types_of = get_type_hints(training)
-        given = {n: _as(types_of[n], v) for n, v in values.items() if n not in hints}
+        given = {n: _as(n, types_of[n], v) for n, v in values.items() if n not in hints}
         own["train"] = dataclasses.replace(kind().train, **given)  # pyright: ignore
     return kind(**own)
 
 
-def _as(hint: Any, value: Any) -> Any:
-    kinds = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if value is not None and Path in kinds:
+def _as(name: str, hint: Any, value: Any) -> Any:
+    """A value of JSON as the type of its field."""
+    united = isinstance(hint, types.UnionType) or get_origin(hint) is Union
+    kinds = get_args(hint) if united else (hint,)
+    if Path in kinds and isinstance(value, str):
         return Path(value)
-    return tuple(value) if isinstance(value, list) else value
+    value = tuple(value) if isinstance(value, list) else value
+    if not any(_is_a(value, kind) for kind in kinds):
+        raise LabError(f"{name} is {value!r}, which is none of its values: was config.json edited?")
+    return value
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_is_a(v, get_args(kind)[0]) for v in value)
+    if kind is types.NoneType or value is None:
+        return value is None and kind is types.NoneType
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, kind)

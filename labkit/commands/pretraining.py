@@ -68,7 +68,7 @@ def pretrain(options: Pretrain) -> dict[str, Any] | None:
     quiet_libraries()
     with runtime.distributed() as here:
         options = first(here, lambda: prepare(options))
-        facts = json.loads((options.out / "data" / "data.json").read_text())
+        facts = _facts(options)
         tokenizer = Tokenizer.load(options.out / "data" / "tokenizer")
         torch.manual_seed(options.train.seed)
         model = _build(options, tokenizer.vocab_size)
@@ -95,6 +95,22 @@ def pretrain(options: Pretrain) -> dict[str, Any] | None:
         if here.rank:
             return None
         return _finish(options, model, facts, result.steps)
+
+
+def _facts(options: Pretrain) -> dict[str, Any]:
+    """What data.json says of the token files, after these were compared with their hashes."""
+    folder = options.out / "data"
+    try:
+        facts = json.loads((folder / "data.json").read_text(encoding="utf-8"))
+        files = ["train.tokens", *(source["file"] for source in facts["validation"])]
+        _ = facts["train"]["tokens"], [source["bytes"] for source in facts["validation"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise LabError(
+            f"{folder / 'data.json'} is damaged ({error!r}): begin anew with --overwrite"
+        ) from error
+    for name in files:
+        read_tokens(folder / str(name), verify=True)
+    return facts
 
 
 # --- before training ---------------------------------------------------------------------------
@@ -143,7 +159,8 @@ def prepare(options: Pretrain) -> Pretrain:
     """
     out = options.out
     _check(options)
-    check_free(out, options.resume, [*options.data, options.init, options.tokenizer])
+    inputs = [*options.data, options.init, options.tokenizer]
+    check_free(out, options.resume, inputs, options.overwrite)
     saved = began(out, "pretrain")
     if saved is not None:
         check_same(to_dict(options), saved["options"], out)
@@ -202,6 +219,7 @@ def _check(options: Pretrain) -> None:
                 f"vocab_size {options.vocab_size} is smaller than the alphabet: 256 bytes and the "
                 f"special tokens need at least {least}"
             )
+        check(options.vocab_size <= 2**20, options, "vocab_size", f"{least} to {2**20}")
     if options.init is None:
         model_config(options, max(options.vocab_size, 1))
     else:

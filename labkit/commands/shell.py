@@ -1,6 +1,7 @@
 """What the commands share: results on stdout, progress on stderr.
 
 say, table               for a person to read
+note                     what to know beside it, on stderr
 Progress                 one bar (a terminal) or one line now and then (a log file)
 """
 
@@ -24,6 +25,12 @@ def say(text: str) -> None:
     """Print a result once, whatever the number of processes."""
     if runtime.is_main():
         print(text, flush=True)
+
+
+def note(text: str) -> None:
+    """Print what a person should know beside the results, on stderr."""
+    if runtime.is_main():
+        print(text, file=sys.stderr, flush=True)
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -5,6 +5,7 @@ columns prompt, answer   -> instruction        prompt -> answer; only the answer
 column text              -> text               each document is continued
 """
 
+import dataclasses
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +19,15 @@ from labkit.batches import (
     Pad,
     answer_ids,
     chat_ids,
-    classification_examples,
     instruction_example,
+    labelled_examples,
 )
+from labkit.batches.types import Example
 from labkit.commands.options import Finetune
-from labkit.commands.shell import say
+from labkit.commands.shell import note, say
 from labkit.errors import LabError
 from labkit.text import corpora, files
-from labkit.text.cleaning import split_by_hash
+from labkit.text.cleaning import collapse_whitespace, split_by_hash
 from labkit.text.corpora import SPLITS
 from labkit.text.tokenizers import Tokenizer
 
@@ -61,7 +63,36 @@ def read(options: Finetune) -> Task:
     """
     kind = options.task if options.task != "auto" else _kind(options)
     readers = {"classification": _labelled, "instruction": _instructions, "text": _documents}
-    return readers[kind](options)
+    task = readers[kind](options)
+    return _apart(task, options) if _files(options) else task
+
+
+def _apart(task: Task, options: Finetune) -> Task:
+    """Leave out of training what stands in a held-out file too, and of validation what is in test.
+
+    Splits of one file need no such care: they follow from the hash of each text.
+    """
+    texts, answers = dict(task.texts), dict(task.answers)
+    seen: set[Any] = set()
+    for split in reversed(SPLITS):
+        rows = texts[split]
+        keys: list[Any] = [collapse_whitespace(text) for text in rows]
+        if task.kind == "instruction":  # one prompt may have many answers
+            keys = list(zip(keys, map(collapse_whitespace, answers[split]), strict=True))
+        kept = [i for i, key in enumerate(keys) if key not in seen]
+        seen |= set(keys)
+        if len(kept) == len(rows):
+            continue
+        where = "the test or validation examples" if split == "train" else "the test examples"
+        if not kept:
+            raise LabError(
+                f"all {len(rows)} {split} examples of {options.data} stand in {where} too: give "
+                "other files"
+            )
+        note(f"{len(rows) - len(kept)} {split} examples stand in {where} too: left out")
+        texts[split] = [rows[i] for i in kept]
+        answers[split] = [answers[split][i] for i in kept] if answers[split] else []
+    return dataclasses.replace(task, texts=texts, answers=answers)
 
 
 def _named(source: str) -> bool:
@@ -172,6 +203,16 @@ def _documents(options: Finetune) -> Task:
 # --- examples ----------------------------------------------------------------------------------
 
 
+def classified(
+    tokenizer: Tokenizer, texts: list[str], labels: list[int], limit: int, what: str
+) -> list[Example]:
+    """Examples of a classifier; says how many texts are longer than `limit` tokens and are cut."""
+    encoded = [ids or [tokenizer.end_of_text_id] for ids in tokenizer.encode_batch(texts)]
+    if cut := sum(len(ids) > limit for ids in encoded):
+        note(f"{cut:,} of {len(texts):,} {what} texts are longer than {limit} tokens: cut")
+    return labelled_examples(encoded, labels, limit)
+
+
 def batches(task: Task, tokenizer: Tokenizer, options: Finetune, split: str) -> Batches:
     """The examples of one split, cut to `max_length`; training ones in groups of like length.
 
@@ -180,7 +221,7 @@ def batches(task: Task, tokenizer: Tokenizer, options: Finetune, split: str) -> 
     """
     texts, answers, limit = task.texts[split], task.answers[split], options.max_length
     if task.kind == "classification":
-        examples = classification_examples(tokenizer, texts, answers, limit)
+        examples = classified(tokenizer, texts, answers, limit, split)
     elif task.kind == "instruction":
         pairs = zip(texts, answers, strict=True)
         whole = [

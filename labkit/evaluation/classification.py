@@ -62,7 +62,7 @@ def classify(
         logits_NC (float32) and labels_N (int64), on the CPU.
 
     Raises:
-        LabError: no example at all.
+        LabError: no example at all, or logits that are not finite.
     """
     pairs = [
         (logits_BC.cpu(), labels_B.cpu())
@@ -71,6 +71,8 @@ def classify(
     if not pairs:
         raise LabError("0 examples to classify: give at least 1 batch.")
     logits, labels = zip(*pairs, strict=True)
+    if not all(bool(part.isfinite().all()) for part in logits):
+        raise LabError("the model's logits are not finite: its weights are damaged")
     # Out of inference mode: the caller may differentiate with respect to them.
     return Classified(torch.cat(logits).clone(), torch.cat(labels).clone())
 

@@ -143,12 +143,14 @@ def score_text(
         `bits_per_byte`, `perplexity`, `tokens` (scored), `bytes`.
 
     Raises:
-        LabError: fewer than two tokens.
+        LabError: fewer than two tokens, or a model whose logits are not finite.
     """
     contexts: Any = Contexts(tokens, context_length, pad_id=0)
     precision = runtime.pick_precision(next(model.parameters()).device, precision)
     batches = Batches(contexts, batch_size).evaluation_batches()
     score = language_model(model, batches, precision=precision)
+    if not math.isfinite(score.nats):
+        raise LabError("the model's logits are not finite: its weights are damaged")
     return {
         "bits_per_byte": bits_per_byte(score.nats, num_bytes),
         "perplexity": score.perplexity,

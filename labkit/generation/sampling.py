@@ -225,6 +225,8 @@ def stream(
                 with torch.inference_mode():
                     logits_BV = read(new_BT, mask_BT)
                 logits_BV = logits_BV.clone()  # an ordinary tensor, that a caller may compute with
+                if not bool(logits_BV.isfinite().any(dim=-1).all()):
+                    raise LabError("the model's logits are not finite: its weights are damaged")
                 if temperature == 0:
                     tokens_B = logits_BV.argmax(dim=-1)
                 else:

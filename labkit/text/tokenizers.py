@@ -55,6 +55,7 @@ class Tokenizer:
         end_of_turn: str | None = None,
         begin_of_text: str | None = None,
         chat_template: str | None = None,
+        context_length: int | None = None,
     ) -> None:
         """Args:
         backend: of the crate `tokenizers`.
@@ -63,6 +64,7 @@ class Tokenizer:
         end_of_turn: the token that ends an answer; None: `end_of_text`.
         begin_of_text: what a chat template finds as `bos_token`; None: `end_of_text`.
         chat_template: as in `chat_template.render`; None: one that fits the vocabulary.
+        context_length: tokens that the model beside it is used to, where that is known.
         """
         backend.no_padding()
         backend.no_truncation()
@@ -75,6 +77,7 @@ class Tokenizer:
         speakers = backend.token_to_id(USER), backend.token_to_id(ASSISTANT)
         fitting = IN_WORDS if None in speakers else OWN
         self.chat_template = chat_template or fitting
+        self.context_length = context_length
 
     @property
     def vocab_size(self) -> int:
@@ -315,6 +318,12 @@ class Tokenizer:
         except Exception as error:  # the crate raises a bare Exception
             raise LabError(f"{path} is damaged ({error}); save the tokenizer again.") from error
         names = _special_names(folder)
+        for role in ("eos_token", "sep_token", "pad_token", "bos_token"):
+            if role in names and backend.token_to_id(names[role]) is None:
+                raise LabError(
+                    f"{folder} names {names[role]!r} as its {role}, which its tokenizer.json "
+                    "lacks; name a token that is there."
+                )
         end_of_turn = names.get("eos_token") or names.get("sep_token")
         if end_of_turn is None:
             raise LabError(
@@ -325,7 +334,12 @@ class Tokenizer:
         end_of_text = END_OF_TEXT if END_OF_TEXT in special else end_of_turn
         pad = names.get("pad_token") or end_of_text
         begin = names.get("bos_token")
-        return cls(backend, end_of_text, pad, end_of_turn, begin, _chat_template(folder))
+        longest = _read_entries(folder / "tokenizer_config.json").get("model_max_length")
+        known = isinstance(longest, int) and 0 < longest < 1_000_000  # else: no limit
+        return cls(
+            backend, end_of_text, pad, end_of_turn, begin, _chat_template(folder),
+            longest if known else None,
+        )  # fmt: skip
 
     def _check_id(self, token_id: int) -> None:
         if not 0 <= token_id < self.vocab_size:

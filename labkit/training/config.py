@@ -92,7 +92,8 @@ class TrainConfig:
         demand("betas", all(0 <= b < 1 for b in self.betas), "two numbers in [0, 1)")
         demand("eps", self.eps > 0, "a number above 0")
         demand("grad_clip", self.grad_clip >= 0, "0 (off) or more")
-        demand("micro_batch_size", (self.micro_batch_size or 1) >= 1, "at least 1, or None")
+        micro = self.micro_batch_size
+        demand("micro_batch_size", micro is None or micro >= 1, "at least 1, or None")
         among("precision", get_args(Precision))
         among("parallel", get_args(Parallel))
         demand(
@@ -124,5 +125,5 @@ class TrainConfig:
 #: Fields that may differ between a run and its continuation: they do not change what is learned.
 FREE_ON_RESUME = {
     "micro_batch_size", "device", "compile", "parallel", "save_every", "keep", "out", "resume",
-    "step_in_backward",
+    "step_in_backward", "overwrite",
 }  # fmt: skip

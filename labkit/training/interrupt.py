@@ -6,9 +6,14 @@ from typing import Any
 
 from labkit import runtime
 
+#: Signals that ask a program to end; SIGHUP, which a closed terminal sends, is not everywhere.
+STOPPING = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
+
 
 class Stop:
-    """Ctrl-C (a notebook's stop button) or SIGTERM ends a run after the update that it interrupts.
+    """Ctrl-C (a notebook's stop button), SIGTERM or a closed terminal end a run after an update.
 
     So the last checkpoint holds that update. A second Ctrl-C interrupts at once. Several ranks are
     torchrun's to stop: they could not agree on the update.
@@ -21,7 +26,7 @@ class Stop:
 
     def __enter__(self) -> "Stop":
         if self.listens:
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in STOPPING:
                 self.before[number] = signal.signal(number, self._ask)
         return self
 

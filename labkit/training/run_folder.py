@@ -14,6 +14,9 @@ runs/<name>/
 
 import dataclasses
 import json
+import os
+import shutil
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
@@ -48,18 +51,26 @@ def is_run(path: Path) -> bool:
     return isinstance(saved, dict) and ("command" in saved or "train" in saved)
 
 
-def check_free(out: Path, resume: bool, inputs: Iterable[str | Path | None] = ()) -> None:
+def check_free(
+    out: Path,
+    resume: bool,
+    inputs: Iterable[str | Path | None] = (),
+    overwrite: bool = False,
+) -> None:
     """Make sure that a run may write into a folder: nothing there is anybody else's.
 
     Args:
         out: the folder to be.
         resume: an older run in it goes on.
         inputs: files and folders that the run reads; names that are no path do not matter.
+        overwrite: a run in it is removed: what runs write, no other file, and none that runs now.
 
     Raises:
         LabError: it is a file, holds something that no run wrote, holds a run that is not to be
             resumed, or lies inside an input.
     """
+    if resume and overwrite:
+        raise LabError("resume and overwrite exclude each other: give one of them")
     if out.exists() and not out.is_dir():
         raise LabError(f"{out} is a file: choose another --out")
     for source in inputs:
@@ -68,13 +79,28 @@ def check_free(out: Path, resume: bool, inputs: Iterable[str | Path | None] = ()
                 f"{out} lies inside {source}, which the run reads: choose an --out elsewhere"
             )
     if is_run(out):
-        if not resume:
-            raise LabError(f"{out} already holds a run: continue it with --resume or choose --out")
+        if overwrite:
+            _remove_run(out)
+        elif not resume:
+            raise LabError(
+                f"{out} already holds a run: continue it with --resume, begin anew with "
+                "--overwrite, or choose another --out"
+            )
     elif out.exists() and (found := sorted(p.name for p in out.iterdir() if p.name != ".lock")):
         raise LabError(
             f"{out} holds {found[0]}, which no run wrote, and is left alone: choose an --out that "
             "is new or empty"
         )
+
+
+def _remove_run(out: Path) -> None:
+    with _lock(out):  # not while it runs
+        for name in ENTRIES:
+            entry = out / name
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink(missing_ok=True)
 
 
 def begin(out: Path, command: str, options: dict[str, Any], **facts: Any) -> None:
@@ -205,6 +231,9 @@ class RunFolder:
             dist.all_gather_object(states, rng)
         if self.here.rank:
             return
+        if self._log is not None:  # a checkpoint must not outlive the records before it
+            self._log.flush()
+            os.fsync(self._log.fileno())
         tensors = {
             f"{rank}/{key}": value
             for rank, state in enumerate(states)
@@ -264,11 +293,18 @@ class RunFolder:
     def _forget_after(self, path: Path, step: int) -> None:
         """Drop records of updates that the killed run did after its last checkpoint."""
         file = path / "metrics.jsonl"
-        lines = file.read_text().splitlines(keepends=True)
-        whole = [line for line in lines if line.endswith("\n")]
+        kept, damaged = [], 0
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+            try:
+                if json.loads(line)["step"] <= step and line.endswith("\n"):
+                    kept.append(line)
+            except (ValueError, TypeError, KeyError):
+                damaged += bool(line.strip("\0\n"))
+        if damaged > 1:  # the last one may have been cut by the kill
+            warnings.warn(f"{file} lost {damaged} damaged records", stacklevel=2)
         if self._log is not None:
             self._log.close()
-        write_text(file, "".join(x for x in whole if json.loads(x)["step"] <= step))
+        write_text(file, "".join(kept))
         self._log = file.open("a", buffering=1)
 
     def export(self, model: nn.Module, tokenizer: Any = None) -> None:
