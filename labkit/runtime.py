@@ -9,7 +9,6 @@ Sources: Micikevicius et al. 2018, "Mixed Precision Training"; PyTorch notes on 
 import ctypes
 import functools
 import os
-import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -121,6 +120,12 @@ def peak_rss_bytes() -> int:
     if sys.platform == "linux":
         status = Path("/proc/self/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -5,6 +5,8 @@ import importlib
 import inspect
 import json
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -149,8 +151,6 @@ def test_colab_keeps_its_own_versions():
 
 
 def test_importing_labkit_loads_none_of_the_heavy_packages():
-    import subprocess
-    import sys
 
     code = (
         "import sys, torch; before = set(sys.modules); import labkit; "
@@ -223,3 +223,17 @@ def test_no_message_installs_a_strangers_code():
     """`labkit` on the package index is not this project."""
     for path in [*PACKAGE.rglob("*.py"), *ROOT.glob("*.md"), *ROOT.glob("notebooks/*.ipynb")]:
         assert not re.search(r"pip install [^`,]{0,20}\blabkit\b", path.read_text()), path.name
+
+
+def test_the_package_imports_where_unix_modules_are_missing():
+    """As on Windows, which none of us has: every module of the package, in a process of its own."""
+    modules = [module for _, module, _ in FILES]
+    code = (
+        "import importlib, sys\n"
+        "import datasets, filelock, IPython, matplotlib.pyplot, papermill, psutil, torch\n"
+        "import transformers, tyro\n"
+        "for name in ('resource', 'fcntl', 'termios', 'pwd', 'grp'): sys.modules[name] = None\n"
+        f"for name in {modules!r}: importlib.import_module(name)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-500:]

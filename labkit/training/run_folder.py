@@ -23,6 +23,7 @@ from typing import IO, Any
 
 import torch
 import torch.distributed as dist
+from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from labkit import runtime
@@ -94,13 +95,16 @@ def check_free(
 
 
 def _remove_run(out: Path) -> None:
-    with _lock(out):  # not while it runs
+    lock = _lock(out)  # not while it runs
+    try:
         for name in ENTRIES:
             entry = out / name
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
             else:
                 entry.unlink(missing_ok=True)
+    finally:
+        lock.release()
 
 
 def begin(out: Path, command: str, options: dict[str, Any], **facts: Any) -> None:
@@ -175,7 +179,7 @@ class RunFolder:
         self.config, self.here = config, here
         self.path = None if config.out is None else Path(config.out)
         self.best_weights: checkpoint.Tensors | None = None
-        self._lock: IO[str] | None = None
+        self._lock: FileLock | None = None
         self._log: IO[str] | None = None
 
     def open(self) -> None:
@@ -320,20 +324,18 @@ class RunFolder:
                 save_pretrained(full, folder, tokenizer)
 
     def close(self) -> None:
-        for handle in (self._log, self._lock):
-            if handle is not None:
-                handle.close()
+        if self._log is not None:
+            self._log.close()
+        if self._lock is not None:
+            self._lock.release()
 
 
-def _lock(path: Path) -> IO[str]:
-    import fcntl
-
-    handle = (path / ".lock").open("w")
+def _lock(path: Path) -> FileLock:
+    lock = FileLock(path / ".lock")
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        handle.close()
+        lock.acquire(timeout=0)
+    except Timeout:
         raise LabError(
             f"run folder {str(path)!r} is in use by another run: choose another `out`"
         ) from None
-    return handle
+    return lock
