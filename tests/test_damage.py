@@ -69,9 +69,9 @@ DATA = {
     "half a character in a label": (*half_in("label"), "line 8 holds half a character"),
     "nested too deep": ("rows.jsonl", b'{"text": ' + b"[" * 100_000, "line 1 is not JSON"),
     "divided by ;": ("rows.csv", b"text;label\na;x\nb;y\n", "seem to be divided by ';'"),
-    "a capital": ("rows.csv", b"Text,Label\na,x\nb,y\n", "Is 'Text' meant"),
+    "a capital": ("rows.csv", b"Text,Label\na,x\nb,y\n", "meant? Name it"),
     "compressed": ("rows.csv.gz", b"\x1f\x8b\x08\0\0\0", "is compressed; unpack it first"),
-    "no known column": ("rows.csv", b"review,mood\na,x\nb,y\n", "it has review, mood"),
+    "no known column": ("rows.csv", b"review,mood\na,x\nb,y\n", "review, mood"),
 }
 
 
@@ -85,6 +85,17 @@ def test_data_that_cannot_be_used(case, command, base, tmp_path, capfd):
     assert here(command, "--data", tmp_path / name, "--out", out, *more) == 2
     assert words in said(capfd)
     assert not out.exists()
+
+
+def test_a_table_without_labels_is_not_taken_for_a_text(base, tmp_path, capfd):
+    """The likeliest first mistake: not the column's name, and a language model is trained."""
+    write_rows(tmp_path / "rows.csv", [{"text": f"a {k}", "mood": "xy"[k % 2]} for k in range(60)])
+    out = tmp_path / "out"
+    assert here("finetune", "--data", tmp_path / "rows.csv", "--out", out) == 2
+    assert "name the class with --label-column (such as mood)" in said(capfd)
+    assert not out.exists()
+    given = ["--data", tmp_path / "rows.csv", "--label-column", "mood", "--epochs", 1]
+    assert here("finetune", *given, "--model", base / "encoder", "--out", out) == 0
 
 
 @pytest.mark.parametrize("column", ["prompt", "answer"])

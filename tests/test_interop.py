@@ -316,3 +316,29 @@ def test_the_folder_of_a_tokenizer_will_do(tmp_path):
         said = json.loads((folder / name).read_text())
         assert (said["eos_token_id"], said["pad_token_id"]) == (0, 1)
     assert (folder / "chat_template.jinja").exists()
+
+
+def test_a_classifier_that_transformers_lacks_is_never_read_as_its_bare_encoder(tmp_path):
+    config = TransformerConfig.bert(**TINY, num_labels=3, pooling="mean")
+    save_pretrained(Transformer(config), tmp_path)
+    edit_config(tmp_path, layer_norm_eps=0.5)
+    with pytest.raises(LabError, match=r"contradicts its block .*a classifier"):
+        load_pretrained(tmp_path)
+
+
+def test_what_says_nothing_of_the_shape_does_not_discredit_the_block(tmp_path):
+    model = Transformer(TransformerConfig.llama(**TINY, dropout=0.1, initializer_range=0.5)).eval()
+    save_pretrained(model, tmp_path)
+    edit_config(tmp_path, attention_dropout=0.3, use_cache=False, a_key_of_a_later_version=1)
+    assert load_pretrained(tmp_path).config == model.config
+
+
+def test_an_encoder_gets_no_chat_template(tmp_path):
+    tokenizer = train_bpe(["Mira gave the red lamp to Tom. " * 20], 300)
+    tokenizer.save(tmp_path / "base")
+    (tmp_path / "base" / "chat_template.jinja").unlink()
+    for name, shape in (("bert", TransformerConfig.bert), ("llama", TransformerConfig.llama)):
+        model = Transformer(shape(**{**TINY, "vocab_size": tokenizer.vocab_size}))
+        for kind, saved in (("ours", model), ("theirs", to_huggingface(model))):
+            folder = save_pretrained(saved, tmp_path / name / kind, tmp_path / "base")
+            assert (folder / "chat_template.jinja").exists() == (name == "llama"), (name, kind)

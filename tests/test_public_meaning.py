@@ -124,6 +124,14 @@ def test_every_file_of_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_pa
     assert {name for name, i in files.items() if i not in disk.before[folder.name]} == set()
 
 
+def test_the_records_are_on_the_disk_before_the_checkpoint_that_follows_them(tmp_path, monkeypatch):
+    """Or a power loss leaves a checkpoint whose updates nobody recorded."""
+    disk = Disk(monkeypatch)
+    train(tiny_model(), causal_lm, ragged_batches(), config(steps=2, save_every=1, out=tmp_path))
+    records = (tmp_path / "metrics.jsonl").stat().st_ino
+    assert records in disk.before["step-00000001"]
+
+
 def test_the_new_name_of_a_checkpoint_is_on_the_disk_too(tmp_path, monkeypatch):
     disk = Disk(monkeypatch)
     train(tiny_model(), causal_lm, ragged_batches(), config(steps=1, out=tmp_path))

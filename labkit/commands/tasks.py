@@ -105,10 +105,23 @@ def _kind(options: Finetune) -> str:
         return "classification" if "label" in columns else "text"
     if Path(options.data).suffix.lower() not in (".csv", ".tsv", ".jsonl"):
         return "text"
-    columns = files.rows(options.data)[0]
+    columns = next(files.iterate_rows(options.data))
     if options.label_column in columns:
         return "classification"
-    return "instruction" if options.answer_column in columns else "text"
+    if options.answer_column in columns:
+        return "instruction"
+    if others := [name for name in columns if name != options.text_column]:
+        if meant := files.hint(columns, options.label_column):
+            raise LabError(
+                f"{options.data} has no column {options.label_column!r} but "
+                f"{', '.join(columns)}.{meant}"
+            )
+        raise LabError(
+            f"{options.data} has columns {', '.join(columns)}: name the class with --label-column "
+            f"(such as {others[0]}), the answer with --answer-column, or give --task text to learn "
+            f"column {options.text_column!r} alone"
+        )
+    return "text"
 
 
 def _files(options: Finetune) -> dict[str, Path]:

@@ -221,11 +221,11 @@ def stream(
                 window = [text[-max(1, context - room) :] for text in texts]
                 new_BT, mask_BT = left_pad(window, device)
                 read = _reader(model, len(prompts), new_BT.shape[1] + room, use_cache, step)
-            for _ in range(room):
+            for position in range(room):
                 with torch.inference_mode():
                     logits_BV = read(new_BT, mask_BT)
                 logits_BV = logits_BV.clone()  # an ordinary tensor, that a caller may compute with
-                if not bool(logits_BV.isfinite().any(dim=-1).all()):
+                if position == 0 and not bool(logits_BV.isfinite().any(dim=-1).all()):
                     raise LabError("the model's logits are not finite: its weights are damaged")
                 if temperature == 0:
                     tokens_B = logits_BV.argmax(dim=-1)

@@ -231,13 +231,13 @@ def _value(path: str | Path, number: int, row: dict[str, Any], name: str) -> str
     if row.get(name) is None:
         raise LabError(
             f"{path} row {number} has no column {name!r}; it has {', '.join(row) or 'none'}."
-            f"{_hint(row, name)}"
+            f"{hint(row, name)}"
         )
     return str(row[name])
 
 
-def _hint(row: dict[str, Any], name: str) -> str:
-    """What may be meant where a column is missing."""
+def hint(row: dict[str, Any], name: str) -> str:
+    """What may be meant where a row lacks a column: a sentence, or nothing."""
     like = [column for column in row if column.strip().lower() == name.lower()]
     if like:
         return f" Is {like[0]!r} meant? Name it with the option for that column."

@@ -24,7 +24,7 @@ from labkit.errors import LabError
 from labkit.models.config import TransformerConfig
 from labkit.models.encoder_decoder import EncoderDecoder
 from labkit.models.huggingface.configs import hf_config, our_config
-from labkit.models.huggingface.families import SUPPORTED
+from labkit.models.huggingface.families import FAMILIES, SUPPORTED
 from labkit.models.huggingface.reading import architecture, auto_config, read_config, read_tensors
 from labkit.models.huggingface.weights import (
     TIED,
@@ -47,8 +47,16 @@ TWINS = {
     "model.shared.weight": "model.encoder.embed_tokens.weight",
     "cls.predictions.bias": "cls.predictions.decoder.bias",
 }
-#: What a config may say differently without changing a logit.
-SILENT = ("dropout", "pdrop", "token_id", "num_labels", "id2label", "label2id", "dtype")
+#: What config.json says about the shape, in the words of all families; the rest changes no logit.
+SHAPE = {
+    "vocab_size", "tie_word_embeddings", "n_positions", "n_embd", "n_layer", "n_head", "n_inner",
+    "activation_function", "layer_norm_epsilon", "scale_attn_weights", "hidden_size",
+    "scale_attn_by_inverse_layer_idx", "max_position_embeddings", "num_hidden_layers",
+    "num_attention_heads", "num_key_value_heads", "intermediate_size", "hidden_act", "rms_norm_eps",
+    "attention_bias", "mlp_bias", "rope_parameters", "layer_norm_eps", "type_vocab_size", "d_model",
+    "is_decoder", "scale_embedding", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim",
+    "decoder_layers", "decoder_attention_heads", "decoder_ffn_dim",
+}  # fmt: skip
 
 
 def knows(folder: Path) -> bool:
@@ -114,11 +122,12 @@ def save_pretrained(model: nn.Module, folder: str | Path, tokenizer: Any = None)
             path = folder / "model.safetensors"
             extra = {f"classifier.{k}": v for k, v in model.classifier.state_dict().items()}
             save_file(load_file(path) | extra, path, metadata={"format": "pt"})
-        _save_tokenizer(tokenizer, folder, model.config.context_length)
+        writes = model.config.kind != "encoder"
+        _save_tokenizer(tokenizer, folder, writes, model.config.context_length)
     else:
         _name_tokens(model, tokenizer, replace=False)
         model.save_pretrained(folder)  # type: ignore[operator]
-        _save_tokenizer(tokenizer, folder, None)
+        _save_tokenizer(tokenizer, folder, model.can_generate())  # type: ignore[operator]
     return folder
 
 
@@ -148,13 +157,16 @@ def _name_tokens(model: Any, tokenizer: Any, replace: bool) -> None:
             setattr(generation, name, value)
 
 
-def _save_tokenizer(tokenizer: Any, folder: Path, context_length: int | None) -> None:
+def _save_tokenizer(
+    tokenizer: Any, folder: Path, writes: bool, context_length: int | None = None
+) -> None:
+    """Put the tokenizer beside the model; one that `writes` gets a chat template in any case."""
     if isinstance(tokenizer, str | Path):
         for pattern in TOKENIZER_FILES:
             for file in Path(tokenizer).glob(pattern):
                 shutil.copy(file, folder / file.name)
-        chat = Tokenizer.from_pretrained(folder).chat_template
-        if not (folder / "chat_template.jinja").exists():
+        if writes and not (folder / "chat_template.jinja").exists():
+            chat = Tokenizer.from_pretrained(folder).chat_template
             write_text(folder / "chat_template.jinja", chat)
     elif isinstance(tokenizer, Tokenizer):
         tokenizer.save(folder, context_length)
@@ -190,22 +202,22 @@ def load_pretrained(folder: str | Path) -> Any:
             f'the block "labkit" in {folder / "config.json"} is damaged ({error}): take it out to '
             "read the folder as transformers does"
         ) from error
-    if family != details.get("model_type") or _disagrees(theirs.to_dict(), details):
-        return from_huggingface(folder)
-    tensors = with_prefix(read_tensors(folder), family)
-    model = filled(config, family, tensors, TIED if config.tied_embeddings else ())
-    return model if _says_all(model, family, tensors) else from_huggingface(folder)
+    if family == details.get("model_type") and not _disagrees(theirs.to_dict(), details):
+        tensors = with_prefix(read_tensors(folder), family)
+        model = filled(config, family, tensors, TIED if config.tied_embeddings else ())
+        if _says_all(model, family, tensors):
+            return model
+    if config.num_labels and architecture(folder) == FAMILIES[family].bare:
+        raise LabError(
+            f'config.json in {folder} contradicts its block "labkit", which describes a classifier '
+            "that no transformers class has: save the model again"
+        )
+    return from_huggingface(folder)
 
 
 def _disagrees(expected: dict[str, Any], found: dict[str, Any]) -> bool:
-    """Whether config.json describes another model than the block beside it."""
-    return any(
-        found[name] != value
-        for name, value in expected.items()
-        if name in found
-        and name not in ("architectures", "transformers_version", "labkit", "use_cache")
-        and not any(part in name for part in SILENT)
-    )
+    """Whether config.json describes another shape than the block beside it."""
+    return any(found[name] != expected.get(name) for name in SHAPE & found.keys())
 
 
 def _says_all(model: Transformer | EncoderDecoder, family: str, theirs: dict[str, Tensor]) -> bool:
