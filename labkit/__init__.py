@@ -2,6 +2,7 @@
 
     import labkit
     labkit.load("runs/mine").generate("Once upon a time")
+    labkit.load_classifier("runs/finetune").classify("Shares fell.")
     labkit.models.scaled_dot_product_attention(q, k, v)
     labkit.training.train(model, labkit.objectives.causal_lm, batches, config)
 
@@ -46,10 +47,14 @@ def __getattr__(name: str) -> Any:
         from labkit.generation.loaded import load
 
         return load
+    if name == "load_classifier":
+        from labkit.generation.classifier import load_classifier
+
+        return load_classifier
     if name in ROOMS:
         return importlib.import_module(f"labkit.{name}")
     raise AttributeError(f"module 'labkit' has no attribute {name!r}; its rooms are {ROOMS}")
 
 
 def __dir__() -> list[str]:
-    return [*ROOMS, "load", "DISTRIBUTION", "REPOSITORY", "__version__"]
+    return [*ROOMS, "load", "load_classifier", "DISTRIBUTION", "REPOSITORY", "__version__"]

@@ -106,6 +106,13 @@ def _evaluate(options: commands.Evaluate) -> int:
     return 0
 
 
+def _classify(options: commands.Classify) -> int:
+    from labkit.commands import inspecting
+
+    inspecting.classify(options)
+    return 0
+
+
 def _bench(options: commands.Bench) -> int:
     from labkit import bench
 
@@ -141,6 +148,7 @@ WORK: dict[type, Callable[[Any], int]] = {
     commands.Finetune: _finetune,
     commands.Generate: _generate,
     commands.Evaluate: _evaluate,
+    commands.Classify: _classify,
     commands.Bench: _bench,
     commands.Lab: _lab,
     commands.Doctor: _doctor,

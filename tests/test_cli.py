@@ -114,12 +114,14 @@ FLAGS = {
         architecture d_model num_layers num_heads d_ff dropout context_length batch_tokens
         warmup_steps eval_tokens
         {OF_THE_LOOP} steps learning_rate eval_every""",
-    "finetune": f"""data out resume overwrite model task validation test text_column label_column
-        prompt_column answer_column strategy epochs batch_size max_length learning_rate warmup
+    "finetune": f"""data out resume overwrite model task validation test text_column pair_column
+        label_column prompt_column answer_column strategy epochs batch_size max_length pieces
+        learning_rate baselines warmup
         {OF_THE_LOOP}""",
     "generate": """model prompt chat max_new_tokens temperature top_k top_p samples seed device""",
-    "evaluate": """model data split text_column label_column context_length batch_size precision
-        device json""",
+    "evaluate": """model data split text_column pair_column label_column context_length batch_size
+        precision device json""",
+    "classify": """model text data out text_column pair_column batch_size precision device json""",
     "bench": "json quick only",
     "lab": "port browser",
     "doctor": "quick",
@@ -305,7 +307,9 @@ def test_finetune_a_classifier_from_a_csv(files, encoder, capsys):
     assert here("finetune", *data, *rates) == 0
     shown = capsys.readouterr().out
     assert "accuracy" in shown
-    assert "macro_f1" in shown
+    assert "macro-F1" in shown
+    assert "counted words (TF-IDF)" in shown
+    assert "frozen vectors, fitted head" in shown
     score = json.loads((out / "evaluation.json").read_text())["test"]
     assert score["accuracy"]["estimate"] == 1.0
     assert score["macro_f1"]["low"] <= score["macro_f1"]["estimate"] <= score["macro_f1"]["high"]

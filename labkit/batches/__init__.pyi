@@ -1,6 +1,7 @@
 from . import chat as chat
 from . import corruption as corruption
 from . import examples as examples
+from . import long_texts as long_texts
 from . import mixing as mixing
 from . import order as order
 from . import pairs as pairs
@@ -20,6 +21,10 @@ from .examples import classification_examples as classification_examples
 from .examples import labelled_examples as labelled_examples
 from .examples import pack_documents as pack_documents
 from .examples import stack as stack
+from .long_texts import Marks as Marks
+from .long_texts import RandomPiece as RandomPiece
+from .long_texts import average_pieces as average_pieces
+from .long_texts import pieces as pieces
 from .mixing import Mixture as Mixture
 from .mixing import fit_law as fit_law
 from .mixing import temperature_proportions as temperature_proportions

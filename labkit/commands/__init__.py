@@ -3,9 +3,13 @@
     options        a frozen dataclass per command; the CLI is made from them
     shell          progress, atomic folders, opening models: what the commands share
     pretraining    text -> tokenizer -> tokens -> the loop -> model/
-    tasks          what a fine-tuning run learns from: files and corpora as examples
+    tasks          what a fine-tuning run learns from: files and corpora
+    recipe         batch, length, updates, rate: what its user leaves open
+    examples       a task as batches
+    learning       what differs between learning classes and learning words
     finetuning     a task -> the loop -> scores -> model/
-    inspecting     generate and evaluate
+    scoring        a classifier's scores beside those of simpler models
+    inspecting     generate, evaluate, classify
     doctor         what this machine is, what is missing, what to do
 
 Importing this package imports none of them: `labkit --help` needs `options` alone.

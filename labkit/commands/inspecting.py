@@ -1,9 +1,12 @@
-"""`labkit generate` and `labkit evaluate`: what a trained model writes, and how good it is.
+"""`labkit generate`, `evaluate`, `classify`: what a trained model writes, says, and how good it is.
 
 Both take a run folder or any model folder. A language model is scored in bits per byte, which
 compares models of different vocabularies; a classifier by accuracy and macro-F1.
 """
 
+import csv
+import dataclasses
+import io
 import json
 import math
 import sys
@@ -11,21 +14,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from labkit import runtime
-from labkit.batches import Batches, Pad
-from labkit.commands.finetuning import classifier_scores, score_table
-from labkit.commands.options import Evaluate, Generate, check
-from labkit.commands.shell import say, table
-from labkit.commands.tasks import classified
+from labkit.atomic import write_text
+from labkit.commands.options import Classify, Evaluate, Generate, check
+from labkit.commands.scoring import class_table, classifier_scores, say_classes, score_table
+from labkit.commands.shell import counted, note, say, table
 from labkit.errors import LabError
-from labkit.evaluation.classification import classify
-from labkit.generation.loaded import MOST_CONTEXT, LanguageModel, load
+from labkit.generation.classifier import Classifier, load_classifier
+from labkit.generation.loaded import LanguageModel, load
 from labkit.models.config import context_length
-from labkit.models.huggingface.folders import is_classifier, open_classifier, quiet_libraries
-from labkit.text import corpora
-from labkit.text.tokenizers import Tokenizer
+from labkit.models.huggingface.folders import is_classifier, quiet_libraries
+from labkit.text import corpora, files
 from labkit.training.run_folder import model_folder
 
 
@@ -103,8 +104,10 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
     if options.json:
         say(json.dumps({"model": str(options.model), "scores": scores}))
     elif classifier:
+        say(score_table(scores))
         for source, numbers in scores.items():
-            say(f"{source}\n{score_table(numbers)}")
+            say(f"\n{source}")
+            say_classes(numbers["classes"])
     else:
         say(table([{"data": source, **numbers} for source, numbers in scores.items()]))
     return scores
@@ -135,14 +138,18 @@ def _language_score(opened: LanguageModel, options: Evaluate) -> Callable[[str],
 
 
 def _classifier_score(folder: Path, options: Evaluate) -> Callable[[str], dict[str, Any]]:
-    tokenizer = Tokenizer.from_pretrained(folder)
-    model: Any = open_classifier(folder).eval().to(runtime.pick_device(options.device))
-    classes = [model.config.id2label[i] for i in range(model.config.num_labels)]
-    names = {"text_column": options.text_column, "label_column": options.label_column}
-    longest = context_length(model)
-    T = options.context_length or min(longest, tokenizer.context_length or MOST_CONTEXT)
-    if longest < T:
-        raise LabError(f"context_length {T} is out of range: the model reads at most {longest}")
+    opened = load_classifier(folder, device=options.device)
+    classes, longest = opened.classes, context_length(opened.model)
+    if T := options.context_length:
+        if longest < T:
+            raise LabError(f"context_length {T} is out of range: the model reads at most {longest}")
+        reading = dataclasses.replace(opened.reading, max_length=T)
+        opened = dataclasses.replace(opened, reading=reading)
+    names: dict[str, Any] = {
+        "text_column": options.text_column,
+        "label_column": options.label_column,
+        "pair_column": options.pair_column,
+    }
 
     def score(source: str) -> dict[str, Any]:
         if _own_file(source) and options.split is None:
@@ -159,10 +166,96 @@ def _classifier_score(folder: Path, options: Evaluate) -> Callable[[str], dict[s
                 f"{', '.join(classes)}"
             )
         labels = [classes.index(known[label]) for label in rows["label"]]
-        examples = classified(tokenizer, list(rows["text"]), labels, T, source)
-        batches = Batches(examples, options.batch_size, Pad(tokenizer.pad_id))
-        with torch.inference_mode():
-            scored = classify(model, batches.evaluation_batches(), precision=options.precision)
-        return classifier_scores(scored, len(classes))
+        seconds = list(rows["pair"]) if "pair" in rows.column_names else None
+        said = _said(opened, list(rows["text"]), seconds, options, source).argmax(-1).numpy()
+        scores = classifier_scores(said, labels, len(classes))
+        return {**scores, "classes": class_table(said, labels, classes)}
 
     return score
+
+
+def _said(
+    opened: Classifier,
+    texts: list[str],
+    seconds: list[str] | None,
+    options: Evaluate | Classify,
+    source: str,
+) -> Tensor:
+    """Log-probabilities, with a word on what is cut and a sign of life."""
+    reading = opened.reading
+    if cut := reading.examples(opened.model, opened.tokenizer, texts, seconds)[2]:
+        room = f"{reading.max_length} tokens"
+        if reading.pieces > 1:
+            room = f"{reading.pieces} pieces of {room}"
+        note(f"{cut:,} of {len(texts):,} texts of {source} are longer than {room}: cut")
+
+    def watch(batches: Any, count: int) -> Any:
+        return counted(batches, count, source)
+
+    return opened.log_probabilities(
+        texts, seconds, batch_size=options.batch_size, precision=options.precision, watch=watch
+    )
+
+
+def classify(options: Classify) -> list[dict[str, Any]]:
+    """Write the likeliest class of each text, to stdout or a csv file.
+
+    Returns:
+        For each text `text`, `class`, `probability`, and `probabilities` of all classes.
+
+    Raises:
+        LabError: no text, an option is out of range, or the folder holds no classifier.
+    """
+    given = bool(options.text) + (options.data is not None)
+    check(given == 1, options, "text", "either texts, or --data with a file of them")
+    check(options.batch_size >= 1, options, "batch_size", "at least 1")
+    folder = model_folder(options.model)
+    quiet_libraries()
+    if not is_classifier(folder):
+        raise LabError(
+            f"{folder} holds no classifier: labkit finetune makes one from labelled texts"
+        )
+    texts, seconds = _unlabelled(options)
+    if options.out and options.data and options.out.resolve() == options.data.resolve():
+        raise LabError(f"out {options.out} is the file that is read: choose another")
+    opened = load_classifier(folder, device=options.device)
+    said = _said(opened, texts, seconds, options, str(options.data or "text")).exp().tolist()
+    rows = []
+    for text, row in zip(texts, said, strict=True):
+        named = dict(sorted(zip(opened.classes, row, strict=True), key=lambda pair: -pair[1]))
+        best = next(iter(named))
+        rows.append(
+            {"text": text, "class": best, "probability": named[best], "probabilities": named}
+        )
+    _show(rows, options)
+    return rows
+
+
+def _unlabelled(options: Classify) -> tuple[list[str], list[str] | None]:
+    if options.data is None:
+        if options.pair_column is not None:
+            raise LabError("pairs come from a file: give --data with --pair-column")
+        return list(options.text), None
+    if options.data.suffix.lower() not in (".csv", ".tsv", ".jsonl"):
+        lines = files.read(options.data).splitlines()
+        return [line for line in lines if line.strip()], None
+    rows = files.rows(options.data)
+    pair = options.pair_column
+    seconds = None if pair is None else files.column(options.data, rows, pair)
+    return files.column(options.data, rows, options.text_column), seconds
+
+
+def _show(rows: list[dict[str, Any]], options: Classify) -> None:
+    if options.out is not None:
+        lines = io.StringIO(newline="")
+        writer = csv.writer(lines)
+        writer.writerow(["text", "class", "probability"])
+        writer.writerows([r["text"], r["class"], f"{r['probability']:.4f}"] for r in rows)
+        write_text(options.out, lines.getvalue())
+        say(f"{options.out}: the classes of {len(rows):,} texts")
+    elif options.json:
+        for row in rows:
+            say(json.dumps(row, ensure_ascii=False))
+    else:
+        for row in rows:
+            say(f"{row['class']}  {row['probability']:.4f}  {' '.join(row['text'].split())[:80]}")

@@ -76,6 +76,8 @@ class FinetuneTraining(Training):
     learning_rate: Fixed[float] = 1.0
     warmup_steps: Fixed[int] = 0
     eval_every: Fixed[int] = 0
+    patience: Fixed[int] = 0
+    restore_best: Fixed[bool] = False
 
 
 @dataclass(frozen=True)
@@ -133,9 +135,10 @@ class Pretrain:
 class Finetune:
     """Fine-tune a pretrained model on your own labelled texts, instructions or stories.
 
-    A csv or jsonl file with the columns text and label trains a classifier; prompt and answer
-    train a language model to answer; text alone (or a txt file) continues its pretraining. All
-    parameters are trained.
+    A csv or jsonl file with the columns text and label trains a classifier (of pairs, with
+    --pair-column); prompt and answer train a language model to answer; text alone (or a txt file)
+    continues its pretraining. All parameters are trained. What is not given is chosen from the
+    data and printed.
     """
 
     data: str = "bbc_news"
@@ -156,6 +159,8 @@ class Finetune:
     """File for the final score, read once; None: a tenth of data, chosen by content."""
     text_column: str = "text"
     """Column with the text."""
+    pair_column: str | None = None
+    """Column with a second text: the class is of the pair; None: one text alone."""
     label_column: str = "label"
     """Column with the class."""
     prompt_column: str = "prompt"
@@ -164,14 +169,22 @@ class Finetune:
     """Column with the answer."""
     strategy: Literal["full", "head"] = "full"
     """Train every parameter, or only the task's own layer."""
-    epochs: float = 3.0
-    """Passes over the training examples, above 0."""
-    batch_size: int = 32
-    """Examples per update over all processes, at least 1."""
-    max_length: int = 128
-    """Longest example in tokens, at least 2; longer ones are cut."""
+    epochs: float | None = None
+    """Passes over the training examples, above 0; None: 3, or more where there are few."""
+    batch_size: int | None = None
+    """Examples per update over all processes, at least 1; None: 16, from 2000 examples on 32."""
+    max_length: int | None = None
+    """Longest example in tokens, at least 2; None: what nine of ten texts need, at most 256."""
+    pieces: int = 1
+    """A text longer than max_length is read in up to this many pieces, not cut; at least 1."""
     learning_rate: float | None = None
-    """Peak rate, above 0; None: 5e-5 (1e-3 for head)."""
+    """Peak rate, above 0; None: by the width of a classifier, 1e-4 at 384; else 5e-5."""
+    patience: int | None = None
+    """Evaluations without a better validation loss before stopping; 0: never; None: by the data."""
+    restore_best: bool | None = None
+    """End with the best weights of validation; None: unless it has fewer than 50 examples."""
+    baselines: bool = True
+    """Score what is simpler on the same test examples, too: counted words, frozen vectors."""
     warmup: float = 0.1
     """Share of the updates spent on warm-up, 0 to 1."""
     train: FinetuneTraining = FinetuneTraining(
@@ -179,8 +192,6 @@ class Finetune:
         min_learning_rate_ratio=0.0,
         weight_decay=0.01,
         betas=(0.9, 0.999),
-        patience=3,
-        restore_best=True,
     )
 
 
@@ -222,6 +233,8 @@ class Evaluate:
     """Split to read; None: test of a corpus, everything in a file."""
     text_column: str = "text"
     """Column with the text."""
+    pair_column: str | None = None
+    """Column with the second text, for a classifier of pairs."""
     label_column: str = "label"
     """Column with the class."""
     context_length: int | None = None
@@ -234,6 +247,32 @@ class Evaluate:
     """Where to run."""
     json: bool = False
     """Print one JSON object instead of a table."""
+
+
+@dataclass(frozen=True)
+class Classify:
+    """Apply a fine-tuned classifier to new texts."""
+
+    model: Positional[Path] = Path("runs/finetune")
+    """A run folder or a model folder that holds a classifier."""
+    text: tuple[str, ...] = ()
+    """Texts to classify; or give data."""
+    data: Path | None = None
+    """A csv, tsv or jsonl file with a column of texts, or a txt file with a text in each line."""
+    out: Path | None = None
+    """CSV file to write: text, class, probability; None: print them."""
+    text_column: str = "text"
+    """Column with the text."""
+    pair_column: str | None = None
+    """Column with the second text, for a classifier of pairs."""
+    batch_size: int = 32
+    """Examples at a time, at least 1."""
+    precision: Precision = "fp32"
+    """Number format of matrix products."""
+    device: Device = "auto"
+    """Where to run."""
+    json: bool = False
+    """Print a line of JSON a text, with the probability of every class."""
 
 
 @dataclass(frozen=True)
@@ -273,6 +312,7 @@ COMMANDS: dict[str, Any] = {
     "finetune": Finetune(),
     "generate": Generate(),
     "evaluate": Evaluate(),
+    "classify": Classify(),
     "bench": Bench(),
     "lab": Lab(),
     "doctor": Doctor(),

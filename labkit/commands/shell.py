@@ -2,14 +2,15 @@
 
 say, table               for a person to read
 note                     what to know beside it, on stderr
-Progress                 one bar (a terminal) or one line now and then (a log file)
+Progress                 of a run: one bar (a terminal) or one line now and then (a log file)
+counted                  the same for any other long loop
 """
 
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from labkit import runtime
 from labkit.runtime import duration
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 SECONDS_BETWEEN_LINES = 10.0
+T = TypeVar("T")
 
 
 def say(text: str) -> None:
@@ -31,6 +33,21 @@ def note(text: str) -> None:
     """Print what a person should know beside the results, on stderr."""
     if runtime.is_main():
         print(text, file=sys.stderr, flush=True)
+
+
+def counted(items: Iterable[T], total: int, what: str) -> Iterator[T]:
+    """The same items; how many are done shows on stderr when they take longer than a while."""
+    if sys.stderr.isatty() and runtime.is_main():
+        from tqdm import tqdm
+
+        yield from tqdm(items, desc=what, total=total, leave=False, file=sys.stderr, delay=1.0)
+        return
+    printed = time.monotonic()
+    for number, item in enumerate(items):
+        if time.monotonic() - printed >= SECONDS_BETWEEN_LINES:
+            printed = time.monotonic()
+            note(f"{what}: {number:,} of {total:,} batches")
+        yield item
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -1,35 +1,22 @@
-"""What `labkit finetune` learns from: files and corpora as tasks, tasks as batches.
+"""What `labkit finetune` learns from: files and corpora as tasks.
 
-columns text, label      -> classification     text [SEP] -> class
-columns prompt, answer   -> instruction        prompt -> answer; only the answer counts
+columns text, label      -> classification     text -> class; with a pair column, two texts -> class
+columns prompt, answer   -> instruction        prompt -> answer
 column text              -> text               each document is continued
 """
 
 import dataclasses
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from labkit.batches import (
-    IGNORE_INDEX,
-    Batches,
-    Pad,
-    answer_ids,
-    chat_ids,
-    instruction_example,
-    labelled_examples,
-)
-from labkit.batches.types import Example
 from labkit.commands.options import Finetune
-from labkit.commands.shell import note, say
+from labkit.commands.shell import note
 from labkit.errors import LabError
 from labkit.text import corpora, files
 from labkit.text.cleaning import collapse_whitespace, split_by_hash
 from labkit.text.corpora import SPLITS
-from labkit.text.tokenizers import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -44,11 +31,14 @@ class Task:
     """By split: what the model reads first (a text or a prompt)."""
     answers: dict[str, list[Any]]
     """By split: class ids, answers, or nothing."""
+    pairs: dict[str, list[str]] = field(default_factory=dict)
+    """By split: the second text of each pair; empty where a class is of one text."""
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 of every example in its place: a resumed run must find the same."""
-        whole = repr((self.kind, self.classes, self.texts, self.answers))
+        parts = (self.kind, self.classes, self.texts, self.answers)
+        whole = repr((*parts, self.pairs) if self.pairs else parts)
         return hashlib.sha256(whole.encode()).hexdigest()
 
 
@@ -72,13 +62,15 @@ def _apart(task: Task, options: Finetune) -> Task:
 
     Splits of one file need no such care: they follow from the hash of each text.
     """
-    texts, answers = dict(task.texts), dict(task.answers)
+    texts, answers, pairs = dict(task.texts), dict(task.answers), dict(task.pairs)
     seen: set[Any] = set()
     for split in reversed(SPLITS):
         rows = texts[split]
         keys: list[Any] = [collapse_whitespace(text) for text in rows]
         if task.kind == "instruction":  # one prompt may have many answers
             keys = list(zip(keys, map(collapse_whitespace, answers[split]), strict=True))
+        if pairs:
+            keys = list(zip(keys, map(collapse_whitespace, pairs[split]), strict=True))
         kept = [i for i, key in enumerate(keys) if key not in seen]
         seen |= set(keys)
         if len(kept) == len(rows):
@@ -92,7 +84,9 @@ def _apart(task: Task, options: Finetune) -> Task:
         note(f"{len(rows) - len(kept)} {split} examples stand in {where} too: left out")
         texts[split] = [rows[i] for i in kept]
         answers[split] = [answers[split][i] for i in kept] if answers[split] else []
-    return dataclasses.replace(task, texts=texts, answers=answers)
+        if pairs:
+            pairs[split] = [pairs[split][i] for i in kept]
+    return dataclasses.replace(task, texts=texts, answers=answers, pairs=pairs)
 
 
 def _named(source: str) -> bool:
@@ -135,7 +129,11 @@ def _shares(options: Finetune) -> dict[str, float]:
 
 
 def _labelled(options: Finetune) -> Task:
-    names = {"text_column": options.text_column, "label_column": options.label_column}
+    names = {
+        "text_column": options.text_column,
+        "label_column": options.label_column,
+        "pair_column": options.pair_column,
+    }
     columns = {} if _named(options.data) else {**names, **_shares(options)}
     splits = corpora.load(options.data, **columns)
     if "label" not in splits["train"].column_names:
@@ -147,15 +145,19 @@ def _labelled(options: Finetune) -> Task:
     classes = splits["train"].features["label"].names
     texts = {split: list(splits[split]["text"]) for split in SPLITS}
     labels = {split: list(splits[split]["label"]) for split in SPLITS}
+    paired = options.pair_column is not None and not _named(options.data)
+    pairs = {split: list(splits[split]["pair"]) for split in SPLITS} if paired else {}
     for split, file in _files(options).items():
         rows = corpora.load_labelled(file, **names, classes=classes)
         texts[split], labels[split] = list(rows["text"]), list(rows["label"])
+        if paired:
+            pairs[split] = list(rows["pair"])
     for number, name in enumerate(classes):
         if number not in labels["train"]:
             raise LabError(
                 f"class {name!r} of {options.data} has no training example: give it more rows"
             )
-    return Task("classification", classes, texts, labels)
+    return Task("classification", classes, texts, labels, pairs)
 
 
 def _cells(path: str | Path, rows: list[dict[str, Any]], column: str) -> list[str]:
@@ -211,56 +213,3 @@ def _documents(options: Finetune) -> Task:
     for split, file in _files(options).items():
         texts[split] = list(corpora.load_text(file, column)["text"])
     return Task("text", [], texts, {split: [] for split in SPLITS})
-
-
-# --- examples ----------------------------------------------------------------------------------
-
-
-def classified(
-    tokenizer: Tokenizer, texts: list[str], labels: list[int], limit: int, what: str
-) -> list[Example]:
-    """Examples of a classifier; says how many texts are longer than `limit` tokens and are cut."""
-    encoded = [ids or [tokenizer.end_of_text_id] for ids in tokenizer.encode_batch(texts)]
-    if cut := sum(len(ids) > limit for ids in encoded):
-        note(f"{cut:,} of {len(texts):,} {what} texts are longer than {limit} tokens: cut")
-    return labelled_examples(encoded, labels, limit)
-
-
-def batches(task: Task, tokenizer: Tokenizer, options: Finetune, split: str) -> Batches:
-    """The examples of one split, cut to `max_length`; training ones in groups of like length.
-
-    Raises:
-        LabError: no answer begins within `max_length`.
-    """
-    texts, answers, limit = task.texts[split], task.answers[split], options.max_length
-    if task.kind == "classification":
-        examples = classified(tokenizer, texts, answers, limit, split)
-    elif task.kind == "instruction":
-        pairs = zip(texts, answers, strict=True)
-        whole = [
-            instruction_example(
-                chat_ids(tokenizer, prompt), answer_ids(tokenizer, answer), tokenizer.end_of_turn_id
-            )
-            for prompt, answer in pairs
-        ]
-        cut = [{key: ids[:limit] for key, ids in example.items()} for example in whole]
-        examples = [e for e in cut if (e["labels"] != IGNORE_INDEX).any()]
-        if not examples:
-            raise LabError(
-                f"all targets of the {len(cut)} {split} examples are masked: no answer begins "
-                f"within max_length {limit}; choose a longer one"
-            )
-        if len(examples) < len(cut):
-            say(f"{len(cut) - len(examples)} {split} examples are longer than {limit} tokens: left")
-    else:
-        end = tokenizer.end_of_text_id
-        streams = [[end, *ids, end] for ids in tokenizer.encode_batch(texts)]
-        pieces = [
-            torch.tensor(ids[start : start + limit + 1])
-            for ids in streams
-            for start in range(0, len(ids) - 1, limit)
-        ]
-        examples = [{"input_ids": ids[:-1], "labels": ids[1:]} for ids in pieces]
-    lengths = [len(e["input_ids"]) for e in examples] if split == "train" else None
-    collate = Pad(tokenizer.pad_id)
-    return Batches(examples, options.batch_size, collate, seed=options.train.seed, lengths=lengths)

@@ -2,6 +2,7 @@ from . import classification as classification
 from . import forward as forward
 from . import intervals as intervals
 from . import language as language
+from . import linear as linear
 from .classification import Calibration as Calibration
 from .classification import Classified as Classified
 from .classification import accuracy as accuracy
@@ -22,3 +23,7 @@ from .language import mean_loss as mean_loss
 from .language import perplexity as perplexity
 from .language import score_text as score_text
 from .language import token_nats as token_nats
+from .linear import BagOfWords as BagOfWords
+from .linear import last_vectors as last_vectors
+from .linear import logistic_regression as logistic_regression
+from .linear import set_head as set_head

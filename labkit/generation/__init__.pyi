@@ -1,6 +1,9 @@
+from . import classifier as classifier
 from . import loaded as loaded
 from . import sampling as sampling
 from . import token_step as token_step
+from .classifier import Classifier as Classifier
+from .classifier import load_classifier as load_classifier
 from .loaded import LanguageModel as LanguageModel
 from .loaded import load as load
 from .sampling import Step as Step

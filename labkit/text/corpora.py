@@ -165,8 +165,8 @@ def load(
         name_or_path: one of `names()`, a local file or folder, or "hub:owner/name@revision".
         split: "train", "validation" or "test" for one `Dataset`; None for a `DatasetDict` of all.
         **options: `validation`, `test` (shares, 0.1 each) and `seed` draw the splits; `count` and
-            `story_seed` for storyworld; `text_column` and `label_column` for csv and jsonl; what
-            `datasets.load_dataset` takes for the hub.
+            `story_seed` for storyworld; `text_column`, `label_column` and `pair_column` for csv and
+            jsonl; what `datasets.load_dataset` takes for the hub.
 
     Raises:
         LabError: when the name, the split or an option is unknown, or the file cannot be used.
@@ -246,6 +246,7 @@ def load_labelled(
     text_column: str = "text",
     label_column: str = "label",
     classes: Sequence[str] | None = None,
+    pair_column: str | None = None,
 ) -> Dataset:
     """A csv, tsv or jsonl file with a text and a label in each row; "label" becomes `ClassLabel`.
 
@@ -253,6 +254,7 @@ def load_labelled(
         path: the file.
         text_column, label_column: names of its columns.
         classes: the classes that a model knows; None takes those of the file.
+        pair_column: name of the column with a second text, which becomes "pair"; None: no such.
 
     Raises:
         LabError: when a column or a label is missing, there is only one class, or a label is none
@@ -277,7 +279,8 @@ def load_labelled(
                 f"{', '.join(classes)}"
             )
     position = {name: i for i, name in enumerate(classes)}
-    return _labelled(texts, [position[value] for value in raw], list(classes))
+    pairs = None if pair_column is None else files.column(path, rows, pair_column)
+    return _labelled(texts, [position[value] for value in raw], list(classes), pairs)
 
 
 def bible_pairs(validation: float = 0.1, test: float = 0.1, seed: int = 0) -> DatasetDict:
@@ -484,13 +487,14 @@ def _load_local(
     path: str | Path,
     text_column: str = "text",
     label_column: str = "label",
+    pair_column: str | None = None,
     validation: float = 0.1,
     test: float = 0.1,
     seed: int = 0,
 ) -> DatasetDict:
     path = Path(path)
     if path.suffix.lower() in (".csv", ".tsv", ".jsonl") and label_column in files.rows(path)[0]:
-        whole = load_labelled(path, text_column, label_column)
+        whole = load_labelled(path, text_column, label_column, pair_column=pair_column)
     else:
         whole = load_text(path, text_column)
     return _split(whole, list(whole["text"]), validation, test, seed)
@@ -538,11 +542,16 @@ def _dataset(columns: dict[str, list[Any]]) -> Dataset:
     return Dataset.from_dict(columns)
 
 
-def _labelled(texts: list[str], labels: list[int], classes: list[str]) -> Dataset:
+def _labelled(
+    texts: list[str], labels: list[int], classes: list[str], pairs: list[str] | None = None
+) -> Dataset:
     from datasets import ClassLabel, Dataset, Features, Value
 
-    features = Features({"text": Value("string"), "label": ClassLabel(names=classes)})
-    return Dataset.from_dict({"text": texts, "label": labels}, features=features)
+    columns: dict[str, Any] = {"text": texts, "label": labels}
+    features = {"text": Value("string"), "label": ClassLabel(names=classes)}
+    if pairs is not None:
+        columns["pair"], features["pair"] = pairs, Value("string")
+    return Dataset.from_dict(columns, features=Features(features))
 
 
 def _split(

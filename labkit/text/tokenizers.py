@@ -132,6 +132,47 @@ class Tokenizer:
             check_text(text)
         return [encoding.ids for encoding in self.backend.encode_batch_fast(texts)]
 
+    @cached_property
+    def marks(self) -> tuple[list[int], list[int]]:
+        """The ids that `encode` puts before and after every text, such as [CLS] and [SEP]."""
+        plain = self.backend.encode("a", add_special_tokens=False).ids
+        whole = self.backend.encode("a").ids
+        for start in range(len(whole) - len(plain) + 1):
+            end = start + len(plain)
+            if whole[start:end] == plain:
+                return whole[:start], whole[end:]
+        return [], []
+
+    def encode_pairs(
+        self, firsts: Sequence[str], seconds: Sequence[str], max_length: int
+    ) -> list[tuple[list[int], list[int]]]:
+        """Token ids and segment ids (0: the first text, 1: the second) of pairs of texts.
+
+        Marks stand between the two as the tokenizer's own template has them; where it has none, a
+        line break. A pair that is too long loses tokens of the longer text first.
+
+        Args:
+            firsts, seconds: equally many texts.
+            max_length: tokens of a pair, marks included.
+
+        Raises:
+            LabError: the marks alone fill max_length.
+        """
+        for text in (*firsts, *seconds):
+            check_text(text)
+        backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
+        backend.encode_special_tokens = self.backend.encode_special_tokens
+        marks = len(backend.encode("", "").ids)
+        if max_length < marks + 2:
+            raise LabError(
+                f"max_length {max_length} is out of range: two texts need at least {marks + 2}"
+            )
+        if not marks - sum(map(len, self.marks)):
+            seconds = ["\n" + text for text in seconds]
+        backend.enable_truncation(max_length, strategy="longest_first")
+        pairs = list(zip(firsts, seconds, strict=True))
+        return [(encoding.ids, encoding.type_ids) for encoding in backend.encode_batch(pairs)]
+
     def apply_chat_template(
         self, messages: Sequence[Message], add_generation_prompt: bool = True
     ) -> list[int]:

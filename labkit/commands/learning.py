@@ -1,0 +1,184 @@
+"""What differs between learning classes and learning words: batches, the start, the test.
+
+Classes   a head fitted on frozen vectors -> every parameter -> accuracy, F1, beside baselines
+Words     instructions, or texts to continue                 -> loss, bits per byte
+"""
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from labkit import runtime
+from labkit.batches import Batches
+from labkit.commands import examples, scoring
+from labkit.commands.options import Finetune
+from labkit.commands.recipe import Sizes
+from labkit.commands.shell import counted
+from labkit.commands.tasks import Task
+from labkit.evaluation.linear import (
+    fits_a_head,
+    last_linear,
+    last_vectors,
+    logistic_regression,
+    set_head,
+)
+from labkit.generation.classifier import Classifier, Reading, has_segments
+from labkit.models.adapting.mean_block import add_mean_block, has_pooler
+from labkit.models.huggingface.folders import is_classifier, open_classifier, open_lm
+from labkit.models.huggingface.reading import read_config
+from labkit.objectives.tasks import causal_lm, classification
+from labkit.text.tokenizers import Tokenizer
+from labkit.training.distributed.data import first
+
+#: Training texts from which a head is fitted on frozen vectors, at most.
+TEXTS_TO_FIT = 10_000
+
+
+def open_model(task: Task, folder: Path, tokenizer: Tokenizer) -> nn.Module:
+    """The folder's model for the task: a language model, or a classifier of the task's classes."""
+    if task.kind != "classification":
+        return open_lm(folder)
+    model = open_classifier(folder, task.classes)
+    config: Any = model.config
+    if getattr(config, "pad_token_id", None) is None:
+        config.pad_token_id = tokenizer.pad_id  # a decoder reads the last real token
+    return model
+
+
+class Learner:
+    """What differs between a task of classes and a task of words."""
+
+    objective: Any
+
+    def __init__(
+        self,
+        options: Finetune,
+        task: Task,
+        folder: Path,
+        model: nn.Module,
+        tokenizer: Tokenizer,
+        sizes: Sizes,
+    ):
+        self.options, self.task, self.folder = options, task, folder
+        self.model, self.tokenizer, self.sizes = model, tokenizer, sizes
+
+    def batches(self, split: str) -> Batches:
+        raise NotImplementedError
+
+    def prepare(self, here: runtime.World) -> None:
+        """What comes before the first update."""
+
+    def test(self, model: nn.Module) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def next_step(self) -> str:
+        raise NotImplementedError
+
+
+class Words(Learner):
+    """Instructions, or texts to continue."""
+
+    objective = staticmethod(causal_lm)
+
+    def batches(self, split: str) -> Batches:
+        make = examples.answered if self.task.kind == "instruction" else examples.continued
+        return make(self.task, self.tokenizer, self.sizes, split, self.options.train.seed)
+
+    def test(self, model: nn.Module) -> dict[str, Any]:
+        precision = self.options.train.precision
+        return scoring.language(model, self.task, self.batches("test"), precision)
+
+    def next_step(self) -> str:
+        ask = " --chat" if self.task.kind == "instruction" else ""
+        return f'next: labkit generate {self.options.out}{ask} --prompt "..."'
+
+
+class Classes(Learner):
+    """Classes of texts, or of pairs."""
+
+    objective = staticmethod(classification)
+
+    def __init__(
+        self,
+        options: Finetune,
+        task: Task,
+        folder: Path,
+        model: nn.Module,
+        tokenizer: Tokenizer,
+        sizes: Sizes,
+    ):
+        super().__init__(options, task, folder, model, tokenizer, sizes)
+        self.reading = Reading(self.sizes.max_length, self.options.pieces)
+        self.new_head = not _knows_classes(self.folder, self.task.classes)
+        if self.new_head and has_pooler(self.model):
+            add_mean_block(self.model)
+        self.head: Any = None
+
+    def _reader(self, model: nn.Module) -> Classifier:
+        return Classifier(model, self.tokenizer, self.reading)
+
+    def batches(self, split: str) -> Batches:
+        reader = self._reader(self.model)
+        if split == "train":
+            return examples.training(self.task, reader, self.sizes, self.options.train.seed)
+        return examples.fixed(self.task, reader, self.sizes, split)
+
+    def prepare(self, here: runtime.World) -> None:
+        if self.new_head and fits_a_head(self.model):
+            self.head = first(here, self._fit)
+            set_head(self.model, self.head)
+
+    def _fit(self) -> Any:
+        """Logistic regression on what the frozen model makes of the training texts."""
+        batches = examples.fixed(
+            self.task, self._reader(self.model), self.sizes, "train", most=TEXTS_TO_FIT
+        )
+        watched = counted(batches.evaluation_batches(), batches.steps_per_epoch, "frozen vectors")
+        model: Any = self.model.to(runtime.pick_device(self.options.train.device))
+        vectors, labels = last_vectors(model, watched, self.options.train.precision)
+        biased = last_linear(model).bias is not None
+        return logistic_regression(vectors, labels, intercept=biased)
+
+    def test(self, model: nn.Module) -> dict[str, Any]:
+        self.reading.keep(self.options.out / "model", bool(self.task.pairs) and has_segments(model))
+        frozen = None
+        if self.options.baselines and self.head is not None:
+            device = next(model.parameters()).device
+            frozen = self._say(self._frozen().to(device), "test, frozen vectors")
+        said = self._say(model, "test")
+        return scoring.classifier(self.task, said, frozen, self.options.baselines, self.options.out)
+
+    def _frozen(self) -> nn.Module:
+        """The model as it was before the first update."""
+        model = open_model(self.task, self.folder, self.tokenizer)
+        if has_pooler(model):
+            add_mean_block(model)
+        set_head(model, self.head)
+        return model
+
+    def _say(self, model: nn.Module, what: str) -> Tensor:
+        def watch(batches: Any, count: int) -> Any:
+            return counted(batches, count, what)
+
+        return self._reader(model).log_probabilities(
+            self.task.texts["test"],
+            self.task.pairs.get("test"),
+            precision=self.options.train.precision,
+            watch=watch,
+        )
+
+    def next_step(self) -> str:
+        pair = " --pair-column ..." if self.task.pairs else ""
+        return (
+            f"next: labkit classify {self.options.out} --data new.csv{pair}   (new texts)\n"
+            f"      {self.options.out / 'errors.csv'}   (the worst mistakes: read them)"
+        )
+
+
+def _knows_classes(folder: Path, classes: list[str]) -> bool:
+    """Whether the folder is a classifier of just these classes: it goes on with its own head."""
+    if not is_classifier(folder):
+        return False
+    names = read_config(folder).get("id2label") or {}
+    return [names.get(str(i)) for i in range(len(names))] == classes
