@@ -126,9 +126,12 @@ def _lab(options: commands.Lab) -> int:
     commands.check(1 <= options.port <= 65535, options, "port", "1 to 65535")
     if importlib.util.find_spec("jupyterlab") is None:
         raise LabError("JupyterLab is not installed: run pip install jupyterlab")
-    folder = course.notebooks_folder()
+    copied = course.copy_notebooks(options.folder)
+    new = f"{len(copied)} chapters were copied there" if copied else "nothing there was changed"
+    print(f"your chapters are in {options.folder} ({new})", flush=True)
     command = [
-        *(sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={folder}"),
+        *(sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={options.folder.resolve()}"),
+        f"--LabApp.default_url=/lab/tree/{course.chapters()[0].path.name}",
         *("--ServerApp.ip=127.0.0.1", f"--ServerApp.port={options.port}"),
         *(() if options.browser else ("--no-browser",)),
         *(("--allow-root",) if hasattr(os, "geteuid") and os.geteuid() == 0 else ()),

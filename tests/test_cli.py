@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 import itertools
 import json
+import os
 import re
 import shlex
 import shutil
@@ -123,7 +124,7 @@ FLAGS = {
         precision device json""",
     "classify": """model text data out text_column pair_column batch_size precision device json""",
     "bench": "json quick only",
-    "lab": "port browser",
+    "lab": "folder port browser",
     "doctor": "quick",
 }
 FLAGS = {command: names.split() for command, names in FLAGS.items()}
@@ -421,15 +422,69 @@ def test_lab_opens_jupyterlab_on_localhost_with_its_token(monkeypatch, tmp_path)
     def execv(_, command):
         raise Started(command)
 
-    monkeypatch.setattr(course, "notebooks_folder", lambda: tmp_path)
     monkeypatch.setattr("os.execv", execv)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "03_attention.ipynb").write_text("my own work")
     with pytest.raises(Started) as started:
-        here("lab", "--no-browser", "--port", 9999)
+        here("lab", mine, "--no-browser", "--port", 9999)
     command = started.value.args[0]
     assert command[1:3] == ["-m", "jupyterlab"]
     assert {"--ServerApp.ip=127.0.0.1", "--ServerApp.port=9999", "--no-browser"} <= set(command)
-    assert f"--ServerApp.root_dir={tmp_path}" in command
+    assert f"--ServerApp.root_dir={mine}" in command
+    assert "--LabApp.default_url=/lab/tree/00_start_here.ipynb" in command
+    published = {chapter.path.name: chapter.path for chapter in course.chapters()}
+    assert {path.name for path in mine.iterdir()} == set(published)
+    assert (mine / "03_attention.ipynb").read_text() == "my own work"
+    for name, path in published.items():
+        if name != "03_attention.ipynb":
+            assert (mine / name).read_bytes() == path.read_bytes()
     assert not any("token" in x or "password" in x for x in command)
+
+
+def test_lab_never_writes_into_the_published_chapters(capsys):
+    from labkit import course
+
+    assert here("lab", course.notebooks_folder()) == 2
+    assert "holds the published chapters: choose another folder" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_wheel_brings_the_chapters_to_a_folder_outside_the_checkout(tmp_path):
+    """Built, installed into an environment of its own, and used where no checkout is near."""
+    import sysconfig
+    import venv
+
+    source, outside = tmp_path / "source", tmp_path / "outside"
+    ignored = shutil.ignore_patterns(".*", "build", "runs", "*.egg-info", "tests", "my-notebooks")
+    shutil.copytree(ROOT, source, ignore=ignored)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path, source]
+    subprocess.run([str(a) for a in build], check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("llm_lab_course-*.whl")
+    venv.create(tmp_path / "env", with_pip=False, symlinks=True)
+    python = tmp_path / "env" / "bin" / "python"
+    (site,) = (tmp_path / "env" / "lib").glob("python*/site-packages")
+    (site / "zz_others.pth").write_text(sysconfig.get_path("purelib"))
+    install = [*pip, "--python", python, "install", "--no-deps", "--no-index", "-q", wheel]
+    subprocess.run([str(a) for a in install], check=True, capture_output=True)
+    outside.mkdir()
+    plain = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    plain["JUPYTER_PATH"] = f"{sys.prefix}/share/jupyter"  # the page's template, of nbconvert
+    away = {"cwd": outside, "capture_output": True, "text": True, "env": plain}
+    code = (
+        "import labkit; from pathlib import Path; from labkit import course\n"
+        "print(labkit.__file__); print(len(course.copy_notebooks(Path('mine'))))"
+    )
+    done = subprocess.run([str(python), "-c", code], check=True, **away)
+    where, copied = done.stdout.splitlines()
+    assert Path(where).is_relative_to(tmp_path / "env")
+    assert int(copied) == len(list((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")))
+    labkit = tmp_path / "env" / "bin" / "labkit"
+    run = [str(labkit), "run", "06", "--profile", "smoke", "--out", "report"]
+    done = subprocess.run(run, check=False, **away)
+    assert done.returncode == 0, done.stderr
+    assert (outside / "report" / "index.html").exists()
 
 
 def test_lab_without_jupyterlab_says_what_to_install(monkeypatch, capsys):

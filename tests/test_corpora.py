@@ -382,3 +382,15 @@ def test_a_replacement_character_that_was_meant_is_no_damage(tmp_path, recwarn) 
     (tmp_path / "mine.txt").write_text("It looks like � here.\n\nAnd so on.", encoding="utf-8")
     assert "�" in files.read(tmp_path / "mine.txt")
     assert not recwarn
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_documents_between_dividers_are_taken_as_they_are(folder, tmp_path, monkeypatch):
+    """As in the files of TinyStories; a divider may lie across two pieces of the file."""
+    stories = [f"One day {i}.\n\nThe end of {i}." for i in range(30)]
+    file = tmp_path / "stories.txt"
+    file.write_text("\n<|endoftext|>\n".join(stories) + "\n<|endoftext|>\n")
+    for piece in (files.PIECE, 7, 100):
+        monkeypatch.setattr(files, "PIECE", piece)
+        if piece > len(stories[0]):
+            assert files.documents(tmp_path if folder else file) == stories

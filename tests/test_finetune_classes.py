@@ -341,3 +341,56 @@ def test_the_real_encoder_begins_far_above_its_first_token(tmp_path):
     frozen = found["baselines"]["frozen vectors, fitted head"]["accuracy"]["estimate"]
     assert frozen > 0.85
     assert found["test"]["accuracy"]["estimate"] > 0.85
+
+
+# --- rare classes ------------------------------------------------------------------------------
+
+
+def test_a_class_whose_only_rows_were_held_out_is_trained_on(encoder, tmp_path, capsys):
+    """Which rows are held out follows from their texts: here from the only ones of a class."""
+    rows = moods(60)
+    held = {"validation": [], "test": []}
+    write_rows(tmp_path / "all.csv", rows)
+    splits = corpora.load(tmp_path / "all.csv")
+    for split in held:
+        held[split] = list(splits[split]["text"])
+    rare = held["test"][0]
+    rows = [{**row, "label": "rare" if row["text"] == rare else row["label"]} for row in rows]
+    data = write_rows(tmp_path / "rare.csv", rows)
+    arguments = ["--data", data, "--model", encoder, "--out", tmp_path / "run", *FAST]
+    assert here("finetune", *arguments, "--epochs", 1) == 0
+    shown = capsys.readouterr()
+    assert "class 'rare' is so rare" in shown.err
+    assert re.search(r"rare 1\b", shown.out)
+    assert evaluation(tmp_path / "run")["test"]["examples"] == len(held["test"]) - 1
+
+
+# --- the model card ----------------------------------------------------------------------------
+
+
+def test_the_card_opens_as_one_holds_the_scores_and_its_code_runs(finished, capsys):
+    from huggingface_hub import ModelCard
+
+    folder = finished[0] / "run" / "model"
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.pipeline_tag == "text-classification"
+    found = evaluation(finished[0] / "run")
+    assert f"| this model | {found['test']['accuracy']['estimate']:.4f} |" in card.text
+    words = found["baselines"]["counted words (TF-IDF)"]["accuracy"]["estimate"]
+    assert f"| counted words (TF-IDF) | {words:.4f} |" in card.text
+    code = re.search(r"```python\n(.*?)```", card.text, re.DOTALL)[1]
+    assert str(folder) in code
+    code = code.replace('classify("...", truncation=True)', 'said = classify("a good thing")')
+    names: dict = {}
+    exec(code, names)
+    assert names["said"][0]["label"] in {"good", "bad", "dull"}
+
+
+def test_names_from_the_data_stay_text_in_the_card(tmp_path):
+    from labkit.commands.card import write_card
+
+    evil = "<script>|`x`\n# head"
+    write_card(tmp_path, "text-classification", evil, {evil: evil}, [{"model": evil}], "few")
+    text = (tmp_path / "README.md").read_text()
+    assert "<script>" not in text.replace("\\<", "")
+    assert "\n# head" not in text

@@ -382,3 +382,14 @@ def test_text_box_and_chat_have_a_static_first_state(shown):
     box.value = "longer"
     assert "WHERE?" in shown[1]["text/html"]
     assert "&lt;WHO&gt;" in talk.transcript.value
+
+
+def test_a_dollar_in_a_label_is_text_unless_it_encloses_a_formula():
+    """Tokens of prices and of LaTeX are labels as any other."""
+    figure = plots.heatmap(np.eye(2), rows=["$", "$5"], columns=["a $x", r"\frac"])
+    plots.png(figure)
+    (ax,) = figure.axes
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["$", "$5"]
+    assert not any(label.get_parse_math() for label in ax.get_yticklabels())
+    (ax,) = plots.heatmap(np.eye(2), rows=["$w_0$", "$w_1$"]).axes
+    assert all(label.get_parse_math() for label in ax.get_yticklabels())

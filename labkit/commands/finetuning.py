@@ -96,6 +96,7 @@ def finetune(options: Finetune) -> dict[str, Any] | None:
         evaluation = work.test(model)
         evaluation |= {"best": result.best, "stopped": result.stopped, "steps": result.steps}
         write_json(options.out / "evaluation.json", evaluation)
+        work.card(evaluation)
         best = f", best at {result.best['step']}" if result.best and plan.restore_best else ""
         say(
             f"\n{options.out}: the model is in {options.out / 'model'} ({result.steps} updates in "

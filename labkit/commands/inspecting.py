@@ -19,7 +19,7 @@ from torch import Tensor
 from labkit import runtime
 from labkit.atomic import write_text
 from labkit.commands.options import Classify, Evaluate, Generate, check
-from labkit.commands.scoring import class_table, classifier_scores, say_classes, score_table
+from labkit.commands.scoring import class_table, classifier_scores, say_classes, score_rows
 from labkit.commands.shell import counted, note, say, table
 from labkit.errors import LabError
 from labkit.generation.classifier import Classifier, load_classifier
@@ -104,7 +104,7 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
     if options.json:
         say(json.dumps({"model": str(options.model), "scores": scores}))
     elif classifier:
-        say(score_table(scores))
+        say(table(score_rows(scores)))
         for source, numbers in scores.items():
             say(f"\n{source}")
             say_classes(numbers["classes"])

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from labkit import runtime
 from labkit.batches import Batches
 from labkit.commands import examples, scoring
+from labkit.commands.card import write_card
 from labkit.commands.options import Finetune
 from labkit.commands.recipe import Sizes
 from labkit.commands.shell import counted
@@ -50,6 +51,8 @@ class Learner:
     """What differs between a task of classes and a task of words."""
 
     objective: Any
+    use: str
+    """What transformers calls it."""
 
     def __init__(
         self,
@@ -72,6 +75,27 @@ class Learner:
     def test(self, model: nn.Module) -> dict[str, Any]:
         raise NotImplementedError
 
+    def card(self, evaluation: dict[str, Any]) -> None:
+        """Write the model card, once the test is done."""
+        count, rows = len(self.task.texts["train"]), self.rows(evaluation)
+        write_card(
+            self.options.out / "model",
+            self.use,
+            str(self.options.model),
+            {
+                "data": f"{self.options.data}: {count:,} examples to train on",
+                "task": ", ".join([self.task.kind, *self.task.classes]),
+                "updates": f"{evaluation['steps']:,} of {self.sizes.batch_size} examples",
+                "read at once": f"{self.sizes.max_length} tokens at most",
+                "learning rate": f"{self.sizes.learning_rate:g}",
+            },
+            rows,
+            "test examples that were read once, at the end",
+        )
+
+    def rows(self, evaluation: dict[str, Any]) -> list[dict[str, str]]:
+        raise NotImplementedError
+
     def next_step(self) -> str:
         raise NotImplementedError
 
@@ -80,6 +104,7 @@ class Words(Learner):
     """Instructions, or texts to continue."""
 
     objective = staticmethod(causal_lm)
+    use = "text-generation"
 
     def batches(self, split: str) -> Batches:
         make = examples.answered if self.task.kind == "instruction" else examples.continued
@@ -88,6 +113,9 @@ class Words(Learner):
     def test(self, model: nn.Module) -> dict[str, Any]:
         precision = self.options.train.precision
         return scoring.language(model, self.task, self.batches("test"), precision)
+
+    def rows(self, evaluation: dict[str, Any]) -> list[dict[str, str]]:
+        return [{name: f"{value:,.4g}" for name, value in evaluation["test"].items()}]
 
     def next_step(self) -> str:
         ask = " --chat" if self.task.kind == "instruction" else ""
@@ -98,6 +126,7 @@ class Classes(Learner):
     """Classes of texts, or of pairs."""
 
     objective = staticmethod(classification)
+    use = "text-classification"
 
     def __init__(
         self,
@@ -167,6 +196,9 @@ class Classes(Learner):
             precision=self.options.train.precision,
             watch=watch,
         )
+
+    def rows(self, evaluation: dict[str, Any]) -> list[dict[str, str]]:
+        return scoring.score_rows({"this model": evaluation["test"], **evaluation["baselines"]})
 
     def next_step(self) -> str:
         pair = " --pair-column ..." if self.task.pairs else ""

@@ -289,8 +289,13 @@ class Bench:
 
 @dataclass(frozen=True)
 class Lab:
-    """Open the course in JupyterLab, on this machine only, behind its token."""
+    """Open the course in JupyterLab, on this machine only, behind its token.
 
+    You work in copies of the chapters; a copy that is there already is never overwritten.
+    """
+
+    folder: Positional[Path] = Path("my-notebooks")
+    """Folder for your copies of the chapters; made if it is not there."""
     port: int = 8888
     """Port on localhost, 1 to 65535; the next free one is taken if it is in use."""
     browser: bool = True

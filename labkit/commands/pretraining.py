@@ -27,6 +27,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 from labkit import runtime
 from labkit.atomic import claim, write_json
 from labkit.batches import Batches, Contexts, TokenWriter, Windows, read_tokens
+from labkit.commands.card import write_card
 from labkit.commands.options import Pretrain, check, to_dict
 from labkit.commands.shell import Progress, say, table
 from labkit.errors import LabError
@@ -40,6 +41,7 @@ from labkit.text.tokenizers import SMALLEST_VOCABULARY, Tokenizer, train_bpe
 from labkit.training.config import TrainConfig
 from labkit.training.distributed.data import first, whole
 from labkit.training.loop import train
+from labkit.training.records import Result
 from labkit.training.run_folder import began, begin, check_free, check_same, model_folder
 
 #: Documents that are tokenized together, in parallel.
@@ -94,7 +96,7 @@ def pretrain(options: Pretrain) -> dict[str, Any] | None:
         model = whole(model, here, options.train.parallel)
         if here.rank:
             return None
-        return _finish(options, model, facts, result.steps)
+        return _finish(options, model, facts, result)
 
 
 def _facts(options: Pretrain) -> dict[str, Any]:
@@ -336,9 +338,9 @@ def _describe(options: Pretrain, model: nn.Module, facts: dict[str, Any], batche
 
 
 def _finish(
-    options: Pretrain, model: nn.Module, facts: dict[str, Any], steps: int
+    options: Pretrain, model: nn.Module, facts: dict[str, Any], result: Result
 ) -> dict[str, Any]:
-    out = options.out
+    out, steps = options.out, result.steps
     scores = {}
     for source in facts["validation"]:
         scores[source["name"]] = score_text(
@@ -349,11 +351,41 @@ def _finish(
             batch_size=max(1, min(32, options.batch_tokens // options.context_length)),
             precision=options.train.precision,
         )
-    evaluation = {"steps": steps, "validation": scores}
+    evaluation = {"steps": steps, "best": result.best, "validation": scores}
     write_json(out / "evaluation.json", evaluation)
+    write_card(
+        out / "model",
+        "text-generation",
+        "random weights" if options.init is None else str(options.init),
+        {
+            "training text": f"{facts['train']['bytes']:,} bytes of {', '.join(options.data)}",
+            "updates": f"{steps:,} of {options.batch_tokens:,} tokens",
+        },
+        [
+            {
+                "validation text": name,
+                "bits per byte": f"{score['bits_per_byte']:.4f}",
+                "perplexity": f"{score['perplexity']:.2f}",
+                "tokens": f"{score['tokens']:,.0f}",
+            }
+            for name, score in scores.items()
+        ],
+        "text that was held out of training",
+    )
     say(table([{"validation": name, **score} for name, score in scores.items()]))
     say(
-        f"{out}: the model is in {out / 'model'}, the record in metrics.jsonl\n"
+        f"{out}: the model is in {out / 'model'}, {_which(options, result)}; the record is in "
+        "metrics.jsonl\n"
         f"try     labkit generate {out} --prompt 'Once'"
     )
     return evaluation
+
+
+def _which(options: Pretrain, result: Result) -> str:
+    """Which weights were kept, and what else there was."""
+    best = result.best["step"] if result.best else result.steps
+    if best == result.steps:
+        return "its last weights, the best of all evaluations"
+    if options.train.restore_best:
+        return f"with the best weights, of update {best:.0f}"
+    return f"its last weights (those of update {best:.0f} were better: --restore-best keeps them)"

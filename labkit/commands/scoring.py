@@ -42,22 +42,22 @@ def classifier_scores(predicted_N: Any, labels_N: Any, num_classes: int) -> dict
     return {**scores, "examples": len(labels)}
 
 
-def score_table(scores: dict[str, dict[str, Any]]) -> str:
-    """One row a model: its name, then `classifier_scores`."""
+def score_rows(scores: dict[str, dict[str, Any]]) -> list[dict[str, str]]:
+    """One row a model: its name, then `classifier_scores`, in words."""
     rows = []
     for name, score in scores.items():
         accuracy, f1 = score["accuracy"], score["macro_f1"]
         rows.append(
             {
-                "": name,
+                "model": name,
                 "accuracy": f"{accuracy['estimate']:.4f}",
                 "95 % interval": f"{accuracy['low']:.4f} to {accuracy['high']:.4f}",
                 "macro-F1": f"{f1['estimate']:.4f}",
-                "95 % interval ": f"{f1['low']:.4f} to {f1['high']:.4f}",
-                "examples": score["examples"],
+                "95 % interval of it": f"{f1['low']:.4f} to {f1['high']:.4f}",
+                "examples": f"{score['examples']:,}",
             }
         )
-    return table(rows)
+    return rows
 
 
 def class_table(predicted_N: Any, labels_N: Any, classes: Sequence[str]) -> list[dict[str, Any]]:
@@ -104,7 +104,7 @@ def classifier(
         name: classifier_scores(said, labels, len(classes)) for name, said in predictions.items()
     }
     own = class_table(predictions["fine-tuned"], labels, classes)
-    say(score_table(scores))
+    say(table(score_rows(scores)))
     say_classes(own)
     if baselines:
         _say_verdict(predictions, labels.numpy())

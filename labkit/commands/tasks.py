@@ -152,12 +152,31 @@ def _labelled(options: Finetune) -> Task:
         texts[split], labels[split] = list(rows["text"]), list(rows["label"])
         if paired:
             pairs[split] = list(rows["pair"])
+    task = Task("classification", classes, texts, labels, pairs)
     for number, name in enumerate(classes):
         if number not in labels["train"]:
-            raise LabError(
-                f"class {name!r} of {options.data} has no training example: give it more rows"
-            )
-    return Task("classification", classes, texts, labels, pairs)
+            drawn = [split for split in SPLITS[1:] if split not in _files(options)]
+            _bring_back(task, number, drawn, options)
+            note(f"class {name!r} is so rare that its examples were held out: one is trained on")
+    return task
+
+
+def _bring_back(task: Task, label: int, drawn: list[str], options: Finetune) -> None:
+    """Move one example of a class from a split that we drew ourselves into training, in place."""
+    for split in drawn:
+        if label in task.answers[split]:
+            place = task.answers[split].index(label)
+            for column in (task.texts, task.answers, task.pairs):
+                if column:
+                    column["train"].append(column[split].pop(place))
+            if not task.texts[split]:
+                raise LabError(
+                    f"{options.data} has too few rows for {split} examples: give more rows, or a "
+                    f"file for --{split}"
+                )
+            return
+    name = task.classes[label]
+    raise LabError(f"class {name!r} of {options.data} has no training example: give it more rows")
 
 
 def _cells(path: str | Path, rows: list[dict[str, Any]], column: str) -> list[str]:

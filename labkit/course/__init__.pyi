@@ -10,6 +10,7 @@ from . import syntax as syntax
 from .chapter import METRICS_MIME as METRICS_MIME
 from .chapter import Chapter as Chapter
 from .chapter import chapters as chapters
+from .chapter import copy_notebooks as copy_notebooks
 from .chapter import metrics_of as metrics_of
 from .chapter import notebooks_folder as notebooks_folder
 from .chapter import one_chapter as one_chapter

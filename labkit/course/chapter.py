@@ -4,6 +4,8 @@ notebooks/03_attention.ipynb  ──>  Chapter(name="03_attention", number="03",
 """
 
 import re
+import site
+import sysconfig
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,18 +47,57 @@ class Chapter:
 
 
 def notebooks_folder() -> Path:
-    """The checkout's notebooks/, beside the package or under the current folder.
+    """The chapters as they were published: of the checkout, else those that a wheel installed.
+
+    Looked for beside the package, under the current folder, in `share/llm-lab-course` of the
+    environment (or of the user).
 
     Raises:
         LabError: labkit is installed without its notebooks.
     """
-    places = [Path(labkit.__file__).resolve().parents[1] / "notebooks", Path.cwd() / "notebooks"]
+    shared = f"share/{labkit.DISTRIBUTION}/notebooks"
+    places = [
+        Path(labkit.__file__).resolve().parents[1] / "notebooks",
+        Path.cwd() / "notebooks",
+        Path(sysconfig.get_path("data")) / shared,
+        Path(site.getuserbase()) / shared,
+    ]
     for place in places:
         if any(place.glob("[0-9][0-9]_*.ipynb")):
             return place
     raise LabError(
-        f"No notebooks in {places[0]} or {places[1]}: run this in a checkout of the lab."
+        f"No notebooks in {', '.join(map(str, places[:3]))}: install labkit again, from a checkout "
+        "of the lab or a wheel"
     )
+
+
+def copy_notebooks(folder: Path) -> list[str]:
+    """Give a learner copies of all chapters, to write in; what is there already stays as it is.
+
+    Args:
+        folder: made if it is not there.
+
+    Returns:
+        Names of the files that were copied now.
+
+    Raises:
+        LabError: the folder is that of the published chapters, or no folder.
+    """
+    source = notebooks_folder()
+    if folder.resolve() == source.resolve():
+        raise LabError(
+            f"{folder} holds the published chapters: choose another folder for your own copies"
+        )
+    if folder.exists() and not folder.is_dir():
+        raise LabError(f"{folder} is a file: choose a folder for your copies of the chapters")
+    folder.mkdir(parents=True, exist_ok=True)
+    copied = []
+    for chapter in chapters(folder=source):
+        place = folder / chapter.path.name
+        if not place.exists():
+            write_text(place, chapter.path.read_text(encoding="utf-8"))
+            copied.append(place.name)
+    return copied
 
 
 def chapters(names: Iterable[str] = (), folder: Path | str | None = None) -> list[Chapter]:

@@ -172,9 +172,10 @@ def heatmap(
     ax.xaxis.set_label_position("top")
     ax.tick_params(length=0)
     if columns is not None:
-        ax.set_xticks(range(width), columns, rotation=45 if max(map(len, columns)) > 6 else 0)
+        turned = 45 if max(map(len, columns)) > 6 else 0
+        ax.set_xticks(range(width), columns, rotation=turned, parse_math=_are_math(columns))
     if rows is not None:
-        ax.set_yticks(range(height), rows)
+        ax.set_yticks(range(height), rows, parse_math=_are_math(rows))
     if values if values is not None else width <= 12:
         for i, j in np.ndindex(data.shape):
             if np.isfinite(data[i, j]):
@@ -316,7 +317,7 @@ def bars(
             name, (level, 1.0), xycoords=("data", "axes fraction"), xytext=(3, 2),
             textcoords="offset points", fontsize=9, color=ROLES.get(name.lower(), GREY),
         )  # fmt: skip
-    ax.set_yticks(range(len(names)), names)
+    ax.set_yticks(range(len(names)), names, parse_math=_are_math(names))
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
     ax.margins(x=0.12)
@@ -369,6 +370,11 @@ def reliability(
     ax.set(xlim=(0, 1.03), ylim=(0, 1.03), xlabel="confidence", ylabel="share right")
     ax.set_title(title)
     return _figure_of(ax)
+
+
+def _are_math(labels: Sequence[str]) -> bool:
+    """Whether every dollar sign belongs to a formula: `$w_1$` is one, `$5` is text."""
+    return all("$" not in label or re.fullmatch(r"\$[^$]+\$", label) for label in labels)
 
 
 def _new_axes(width: float = 7.0, height: float = 3.6) -> Axes:

@@ -20,6 +20,8 @@ from labkit.errors import LabError
 from labkit.text import cleaning
 
 TEXT_SUFFIXES = {".txt", ".md", ".rst", ".text", ".py", ".html", ".htm", ".csv", ".tsv", ".jsonl"}
+DIVIDER = "<|endoftext|>"
+"""Between the documents of a txt or md file, where it stands in its first million characters."""
 BLOCK_CHARACTERS = 2000
 PIECE = 1 << 20
 """Characters (or bytes) read at a time."""
@@ -51,7 +53,8 @@ def stream(path: str | Path, text_column: str = "text") -> Iterator[str]:
 
     A txt or md file alone is cut at its paragraphs into documents of about 2,000 characters; in a
     folder each file of up to a million characters is a document, a longer one is cut likewise; csv,
-    tsv and jsonl give a document a row.
+    tsv and jsonl give a document a row. Where a txt or md file has `<|endoftext|>` between its
+    documents, it is cut there alone.
 
     Raises:
         LabError: when the path is missing, empty, binary or holds no text.
@@ -101,10 +104,22 @@ def _of_one_file(path: Path, text_column: str, cut: bool) -> Iterator[str]:
     else:
         pieces = _pieces(path)
         start = list(itertools.islice(pieces, 2))
-        if len(start) == 1 and not cut:
+        if start and DIVIDER in start[0]:
+            yield from _divided(itertools.chain(start, pieces))
+        elif len(start) == 1 and not cut:
             yield from start
         else:
             yield from _blocks(itertools.chain(start, pieces))
+
+
+def _divided(pieces: Iterator[str]) -> Iterator[str]:
+    """The documents between dividers, each without the line breaks around it."""
+    held = ""
+    for piece in pieces:
+        *whole, held = (held + piece).split(DIVIDER)
+        yield from (text for text in (part.strip("\n") for part in whole) if text.strip())
+    if held.strip():
+        yield held.strip("\n")
 
 
 def _blocks(pieces: Iterator[str]) -> Iterator[str]:
