@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import importlib.metadata
 import inspect
 import json
 import re
@@ -61,7 +62,9 @@ def test_a_room_imports_only_rooms_above_it(room, module, path):
     allowed = labkit.ROOMS[: labkit.ROOMS.index(room) + 1]
     below = {name for name in imports(path) if name.split(".")[0] == "labkit"}
     below = {name for name in below if "." in name and name.split(".")[1] not in allowed}
-    assert below <= {"labkit.REPOSITORY"}, f"{module} stands in {room}, above these"
+    assert below <= {f"labkit.{name}" for name in ("REPOSITORY", "DISTRIBUTION", "__version__")}, (
+        f"{module} stands in {room}, above these"
+    )
 
 
 @every_file
@@ -109,8 +112,9 @@ def test_every_name_that_a_room_offers_is_there(stub):
     assert not hidden, f"{room.__name__} does not offer its own modules"
 
 
-def pins() -> dict[str, str]:
-    lines = (ROOT / "requirements.txt").read_text().splitlines()
+def pins(*names: str) -> dict[str, str]:
+    names = names or ("requirements.txt", "requirements-test.txt")
+    lines = [line for name in names for line in (ROOT / name).read_text().splitlines()]
     rows = [line.split("==") for line in lines if "==" in line and not line.startswith("#")]
     return {canonicalize_name(name): version for name, version in rows}
 
@@ -129,6 +133,29 @@ def test_requirements_pin_every_dependency_inside_its_range():
         assert exact[name] in allowed, f"{name}=={exact[name]} is outside {allowed}"
     assert "-e ." in (ROOT / "requirements.txt").read_text().splitlines()
     assert exact["torch"] == "2.13.0"
+    assert "-r requirements.txt" in (ROOT / "requirements-test.txt").read_text().splitlines()
+
+
+def test_learners_get_no_test_packages():
+    """Nothing that the course needs, and nothing that needs nothing else, is in the wrong list."""
+    project, course = PYPROJECT["project"], pins("requirements.txt")
+    needed = [*project["dependencies"], *project["optional-dependencies"]["lab"]]
+    assert {canonicalize_name(Requirement(x).name) for x in needed} <= set(course)
+    tests = {
+        canonicalize_name(Requirement(x).name) for x in project["optional-dependencies"]["test"]
+    }
+    assert tests & set(course) == {"pyyaml"}, "which jupyterlab needs itself"
+    assert set(course) & set(pins("requirements-test.txt")) == set()
+
+
+@pytest.mark.parametrize("name", pins())
+def test_the_pins_install_on_the_first_python_that_is_promised(name):
+    """Debian 12 has 3.11.2: a package that asks for 3.11.5 fails there."""
+    try:
+        asked = importlib.metadata.metadata(name).get("Requires-Python")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("of another system")
+    assert asked is None or "3.11.0" in SpecifierSet(asked)
 
 
 def test_conda_installs_the_same_requirements():

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -172,3 +176,34 @@ def test_a_missing_or_damaged_tokenizer_is_named(bpe: tokenizers.Tokenizer, tmp_
     (folder / "tokenizer.json").write_text(text[: len(text) // 2], encoding="utf-8")
     with pytest.raises(LabError, match="damaged"):
         tokenizers.Tokenizer.load(folder)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the kernel's own count")
+@pytest.mark.parametrize("ends", ["\n", " "])
+def test_a_file_is_encoded_in_the_memory_of_a_chunk(ends, tmp_path):
+    """4 MB of text, in lines or in a single one, cost less than 8 MB beside what is loaded."""
+    code = f"""
+import os
+from labkit.text import train_bpe
+words = "the key lamp garden kitchen went took red blue house door ate bread found".split()
+tokenizer = train_bpe([" ".join(words)], 400)
+lines = [" ".join(words[i % 14:] + words[: i % 14]) for i in range(40_000)]
+with open({str(tmp_path / "long.txt")!r}, "w") as file:
+    file.write({ends!r}.join(lines))
+del lines
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+for _ in tokenizer.encode_file({str(tmp_path / "long.txt")!r}):
+    break
+before = peak = resident()
+for number, _ in enumerate(tokenizer.encode_file({str(tmp_path / "long.txt")!r})):
+    if number % 2000 == 0:
+        peak = max(peak, resident())
+print(os.path.getsize({str(tmp_path / "long.txt")!r}) / 1e6, peak - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    size, grown = map(float, done.stdout.split())
+    assert size > 2.5
+    assert grown < 8

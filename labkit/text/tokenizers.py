@@ -231,7 +231,7 @@ class Tokenizer:
         backend.encode_special_tokens = False
         return backend
 
-    def encode_file(self, path: str | Path, chunk_characters: int = 2**18) -> Iterator[int]:
+    def encode_file(self, path: str | Path, chunk_characters: int = 2**14) -> Iterator[int]:
         """The token ids of a text file, one after the other: equal to `encode` of all its text.
 
         The file is read in chunks and cut only between words, so it may be larger than memory:
