@@ -17,6 +17,7 @@ import labkit
 from labkit import course
 from labkit.course import editing, listing, syntax
 from labkit.course.__main__ import main
+from labkit.course.report import with_mathml
 from labkit.errors import LabError
 
 BADGE = "<!--colab-->an old badge<!--/colab-->"
@@ -583,3 +584,39 @@ def test_the_address_is_set_by_one_command(tmp_path, monkeypatch, capsys):
         assert main(["stamp", "--repository", wrong]) == 2
         assert "is not one of GitHub" in capsys.readouterr().err
     assert file.read_text().startswith("before = 1\n")
+
+
+# --- the pages need no network -----------------------------------------------------------------
+
+
+def test_a_page_has_its_formulas_and_asks_nobody_for_anything():
+    """Of every committed chapter: each formula is MathML, and nothing is a script or a link out."""
+    for chapter in course.chapters():
+        source = "\n".join(
+            c.source for c in course.read_notebook(chapter.path).cells if c.cell_type == "markdown"
+        )
+        page = course.to_html(chapter.path)
+        assert page.count("<math") >= source.count("$$") // 2
+        if source.count("$") > 4:
+            assert page.count("<math") > source.count("$") // 4
+        assert "<script" not in page
+        assert not re.findall(r'<(?:img|link|iframe)[^>]+(?:src|href)="https?:', page)
+        text = re.sub(r"<(pre|code|style)\b.*?</\1>|<[^>]+>", "", page, flags=re.DOTALL)
+        assert not re.findall(r"\\(?:frac|sum|sqrt|text|mathbb)\b", text), chapter.name
+
+
+def test_code_and_prices_are_no_formulas():
+    html = "<p>$x < y$ costs $5 and $6</p><code>$HOME/$x$</code><pre>$$a$$</pre>"
+    shown = with_mathml(html.replace("x < y", "x &lt; y"))
+    assert shown.count("<math") == 1
+    assert "&#x0003C;" in shown or "&lt;" in shown
+    assert "costs $5 and $6" in shown
+    assert "<code>$HOME/$x$</code><pre>$$a$$</pre>" in shown
+
+
+def test_a_formula_that_cannot_be_converted_stays_as_it_is_written(monkeypatch):
+    def convert(*_, **__):
+        raise ValueError("no such command")
+
+    monkeypatch.setattr("latex2mathml.converter.convert", convert)
+    assert with_mathml("<p>$a$ $$b$$</p>") == "<p>$a$ $$b$$</p>"

@@ -4,9 +4,11 @@ out/NN_name.ipynb  ──>  out/NN_name.html      (`to_html`)
 results            ──>  out/index.html        (`index_page`)
 """
 
+import re
 from collections.abc import Sequence
-from html import escape
+from html import escape, unescape
 from pathlib import Path
+from typing import Any
 
 import labkit
 from labkit.course.chapter import Chapter, read_notebook
@@ -26,19 +28,60 @@ STATIC_PRIORITY = (
 
 
 def to_html(notebook: Path | str) -> str:
-    """An executed notebook as one HTML page; widgets show their static picture."""
+    """An executed notebook as one HTML page that needs no network and runs no script.
+
+    Widgets show their static picture, formulas are MathML.
+    """
+    from jinja2 import pass_context
     from nbconvert import HTMLExporter
     from traitlets.config import Config
+
+    class Page(HTMLExporter):
+        @pass_context
+        def markdown2html(self, context: Any, source: str) -> str:
+            return with_mathml(super().markdown2html(context, source))
 
     config = Config({"NbConvertBase": {"display_data_priority": list(STATIC_PRIORITY)}})
     content = read_notebook(Path(notebook))
     content.metadata.pop("widgets", None)
-    page, _ = HTMLExporter(config=config).from_notebook_node(content)
-    return page.replace("</head>", f"<style>{_CODE_FONT}</style></head>", 1)
+    page, _ = Page(config=config).from_notebook_node(content)
+    page = re.sub(r"<script\b.*?</script>", "", page, flags=re.DOTALL)
+    return page.replace("</head>", f"<style>{_FONTS}</style></head>", 1)
 
 
-#: nbconvert leaves fenced code inside outputs in the text font.
-_CODE_FONT = ".jp-RenderedMarkdown .highlight pre { font-family: monospace; font-size: 13px }"
+_NO_FORMULAS = re.compile(r"(<pre\b.*?</pre>|<code\b.*?</code>|<[^>]+>)", re.DOTALL)
+_FORMULA = re.compile(
+    r"\$\$(?P<block>.+?)\$\$|\$(?P<inline>[^\s$](?:[^$]*[^\s$])?)\$"
+    r"|(?P<environment>\\begin\{(?P<name>\w+\*?)\}.*?\\end\{(?P=name)\})",
+    re.DOTALL,
+)
+
+
+def with_mathml(html: str) -> str:
+    """HTML with each formula between dollar signs as MathML; code stays as it is.
+
+    A formula that cannot be converted stays as it is written, too.
+    """
+    parts = _NO_FORMULAS.split(html)  # every second one is a tag, or code
+    return "".join(p if i % 2 else _FORMULA.sub(_mathml, p) for i, p in enumerate(parts))
+
+
+def _mathml(found: re.Match[str]) -> str:
+    from latex2mathml.converter import convert
+
+    latex = found["inline"] or found["block"] or found["environment"]
+    try:
+        return convert(unescape(latex), display="inline" if found["inline"] else "block")
+    except Exception:  # whatever LaTeX it does not know: a reader of LaTeX can still read it
+        return found[0]
+
+
+#: nbconvert leaves fenced code inside outputs in the text font; formulas look small beside text.
+_FONTS = """
+.jp-RenderedMarkdown .highlight pre { font-family: monospace; font-size: 13px }
+math { font-family: "Latin Modern Math", "STIX Two Math", "Cambria Math", math; font-size: 1.15em }
+math[display=block] { margin: .6em 0 }
+"""
 
 
 _PAGE = """<!doctype html>
