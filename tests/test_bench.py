@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from labkit import bench
-from labkit.bench import finetuning, memory, quality
+from labkit.bench import finetuning, llm, memory, quality
+from labkit.bench.alone import measure
 from labkit.errors import LabError
 from labkit.models import Transformer, huggingface
 from labkit.text import train_bpe
@@ -34,6 +35,8 @@ def test_a_quick_run_measures_everything(capsys):
     assert 0 < report.loading_share < 1
     assert len(report.quality) == 2
     assert set(report.peak_gb) == set(memory.CONTESTANTS)
+    assert set(report.llm) == set(llm.CONTESTANTS)
+    assert all(x["seconds"] > 0 and x["peak_gb"] > 0.1 for x in report.llm.values())
     assert json.loads(json.dumps(dataclasses.asdict(report)))["model"]["tokens_per_update"] == 512
     lines = bench._lines(report)
     assert any(line.startswith("labkit, micro-batches of 1") for line in lines)
@@ -57,7 +60,7 @@ def test_bucketing_by_length_leaves_less_padding_than_random_batches():
 
 def test_a_contestant_that_fails_is_named(monkeypatch):
     with pytest.raises(LabError, match=r"measuring 'nobody' ended with exit code 1: .*'nobody'"):
-        memory.measure("nobody")
+        measure("labkit.bench.memory", "nobody")
 
 
 def test_bits_per_byte_of_a_model_that_knows_nothing_and_of_one_model_in_two_libraries():

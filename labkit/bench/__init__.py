@@ -7,6 +7,7 @@
     finetuning    examples per second on articles of natural length
     generation    new tokens per second with a cache
     memory        peak and time of an update at GPT-2's size, a process for each contestant
+    llm           the same of a real LLM, SmolLM2
     overhead      what importing, loading batches and live curves cost
     quality       bits per byte after equal minutes of training (only when asked for)
 
@@ -27,7 +28,8 @@ import torch
 
 from labkit import runtime
 from labkit.batches import Batches
-from labkit.bench import finetuning, generation, memory, pretraining, quality
+from labkit.bench import finetuning, generation, llm, memory, pretraining, quality
+from labkit.bench.alone import measure
 from labkit.errors import LabError
 from labkit.models import counts
 from labkit.objectives import tasks as objectives
@@ -89,6 +91,8 @@ class Report:
     """Largest memory of a process that fine-tunes a model of GPT-2's size, 10^9 bytes."""
     update_seconds: dict[str, float] = field(default_factory=dict)
     """Seconds of one such update."""
+    llm: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Of each contestant that updates SmolLM2: `peak_gb` and `seconds`."""
     ratios: dict[str, float] = field(default_factory=dict)
     """Ratio of medians."""
     import_seconds: dict[str, float] = field(default_factory=dict)
@@ -166,13 +170,33 @@ def _generation(report: Report, sizes: Sizes, half: str) -> None:
 
 def _memory(report: Report, sizes: Sizes, half: str) -> None:
     for name in memory.CONTESTANTS:
-        found = memory.measure(name, sizes.smaller_memory)
+        found = measure("labkit.bench.memory", name, sizes.smaller_memory)
         report.peak_gb[name], report.update_seconds[name] = found["peak_gb"], found["seconds"]
     leanest = min((n for n in report.peak_gb if "labkit" in n), key=report.peak_gb.__getitem__)
     for rival in ("Trainer", "Trainer, gradient checkpointing"):
         for what, values in (("memory", report.peak_gb), ("time", report.update_seconds)):
             ratio = values[leanest] / values[rival]
             report.ratios[f"{what} at GPT-2 size: {leanest} / {rival}"] = ratio
+
+
+def _llm(report: Report, sizes: Sizes, half: str) -> None:
+    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in llm.CONTESTANTS}
+    for _ in range(1 if sizes.smaller_memory else sizes.rounds):
+        for name, found in rounds.items():
+            found.append(measure("labkit.bench.llm", name, sizes.smaller_memory))
+    report.llm = {
+        name: {key: float(np.median([x[key] for x in found])) for key in found[0]}
+        for name, found in rounds.items()
+    }
+    plain = report.llm["plain transformers loop"]
+    for name, figures in report.llm.items():
+        if name.startswith("labkit"):
+            report.ratios[f"llm: speed of {name} / plain loop"] = (
+                plain["seconds"] / figures["seconds"]
+            )
+            report.ratios[f"llm: memory of {name} / plain loop"] = (
+                figures["peak_gb"] / plain["peak_gb"]
+            )
 
 
 def _import_seconds(repeats: int) -> dict[str, float]:
@@ -223,6 +247,7 @@ MEASURES: dict[str, Callable[[Report, Sizes, str], None]] = {
     "finetuning": _finetuning,
     "generation": _generation,
     "memory": _memory,
+    "llm": _llm,
     "overhead": _overhead,
     "quality": _quality,
 }
@@ -285,6 +310,10 @@ def _lines(report: Report) -> list[str]:
         section("an update at GPT-2 size", "peak GB", "seconds")
         for name, peak in report.peak_gb.items():
             rows.append(f"{name:40}{peak:18.2f}{report.update_seconds[name]:18.2f}")
+    if report.llm:
+        section("an update of SmolLM2, 8 x 128", "peak GB", "seconds")
+        for name, got in report.llm.items():
+            rows.append(f"{name:40}{got['peak_gb']:18.2f}{got['seconds']:18.2f}")
     if report.quality:
         section("equal time", "bits per byte", "seconds", "tokens", "parameters")
         for name, got in report.quality.items():

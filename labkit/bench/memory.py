@@ -1,13 +1,8 @@
 """Peak memory and time of a full fine-tuning update at GPT-2's size (124 M), batch 8 x 512.
 
-Each contestant has a process of its own, so that its peak is its own:
-    python -m labkit.bench.memory CONTESTANT
-prints {"peak_gb": ..., "seconds": ...}. Peak is what the process held at most, Python and torch
-included; on a GPU, what torch allocated there.
+python -m labkit.bench.memory CONTESTANT      prints peak and seconds (see `alone`)
 """
 
-import json
-import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,9 +12,9 @@ import torch
 
 from labkit import runtime
 from labkit.batches import Batches, Windows
+from labkit.bench.alone import print_figures
 from labkit.bench.pretraining import Unshifted
 from labkit.bench.rivals import labkit_moments, trainer_moments
-from labkit.errors import LabError
 from labkit.models import huggingface
 from labkit.models.config import TransformerConfig
 from labkit.models.transformer import Transformer
@@ -90,36 +85,9 @@ CONTESTANTS: dict[str, Callable[[str, Problem], list[float]]] = {
 }
 
 
-def measure(name: str, smaller: bool = False) -> dict[str, float]:
-    """Run a contestant in a process of its own.
-
-    Args:
-        name: one of `CONTESTANTS`.
-        smaller: a small model and batch, to see that it runs.
-
-    Returns:
-        `peak_gb` (10^9 bytes) and `seconds`, the median of an update after the first.
-
-    Raises:
-        LabError: the process failed; with the last line that it wrote.
-    """
-    command = [sys.executable, "-m", "labkit.bench.memory", name, *(["--smaller"] * smaller)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["nothing was written"])[-1]
-        raise LabError(f"measuring {name!r} ended with exit code {done.returncode}: {last}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
-
-
 def _main(name: str, smaller: bool) -> None:
-    device = runtime.pick_device()
-    moments = CONTESTANTS[name](runtime.pick_precision(device), SMALLER if smaller else FULL)
-    if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(device)
-    else:
-        peak = runtime.peak_rss_bytes()
-    seconds = float(np.median(np.diff(moments)[1:]))
-    print(json.dumps({"peak_gb": peak / 1e9, "seconds": seconds}))
+    half = runtime.pick_precision(runtime.pick_device())
+    print_figures(CONTESTANTS[name](half, SMALLER if smaller else FULL))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,9 @@ from labkit.errors import LabError
 from labkit.training.config import Precision, TrainConfig
 
 Device = Literal["auto", "cpu", "cuda"]
-BenchPart = Literal["pretraining", "finetuning", "generation", "memory", "overhead", "quality"]
+BenchPart = Literal[
+    "pretraining", "finetuning", "generation", "memory", "llm", "overhead", "quality"
+]
 T = TypeVar("T")
 
 
