@@ -27,8 +27,9 @@ from labkit.errors import LabError
 from labkit.generation.classifier import Classifier
 from labkit.text.tokenizers import Tokenizer
 
-#: An epoch of at least so many batches is dealt in batches of similar length: shorter ones hold too
-#: few examples for batches that are alike in length to be a fair draw in all else.
+#: An epoch of at least so many batches is dealt in batches of similar length. Shorter ones hold too
+#: few examples for batches that are alike in length to be a fair draw in all else: there only the
+#: examples inside a batch are sorted, so that its micro-batches are of similar length.
 BATCHES_TO_SORT = 64
 
 
@@ -40,10 +41,15 @@ def _batches(
     sort: bool,
     corrupt: Corruption | None = None,
 ) -> Batches:
-    sort = sort and len(examples) >= BATCHES_TO_SORT * sizes.batch_size
     lengths = [min(len(e["input_ids"]), sizes.max_length) for e in examples] if sort else None
     return Batches(
-        examples, sizes.batch_size, Pad(pad_id), seed=seed, lengths=lengths, corrupt=corrupt
+        examples,
+        sizes.batch_size,
+        Pad(pad_id),
+        seed=seed,
+        lengths=lengths,
+        bucket=16 if len(examples) >= BATCHES_TO_SORT * sizes.batch_size else 1,
+        corrupt=corrupt,
     )
 
 

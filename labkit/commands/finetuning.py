@@ -66,6 +66,7 @@ def finetune(options: Finetune) -> dict[str, Any] | None:
         data = {split: work.batches(split) for split in SPLITS[:2]}
         counts = [len(data[split].examples) for split in SPLITS[:2]]
         plan = recipe(options, chosen_sizes, counts[0], counts[1], task.kind)
+        options = _in_parts(options, here)
         trained = strategies.apply(model, options.strategy)
         settings = options.train.settled(
             **dataclasses.asdict(plan), out=options.out, resume=options.resume
@@ -137,6 +138,18 @@ def _checked(options: Finetune) -> Finetune:
     precision: Any = runtime.pick_precision(device, options.train.precision)
     return dataclasses.replace(
         options, train=dataclasses.replace(options.train, precision=precision)
+    )
+
+
+def _in_parts(options: Finetune, here: runtime.World) -> Finetune:
+    """On a CPU, a batch in four parts, each padded to its own longest: the same update, sooner."""
+    alone = here.size == 1 and runtime.pick_device(options.train.device).type == "cpu"
+    free = options.train.micro_batch_size is None and not options.train.step_in_backward
+    if not (alone and free) or options.train.compile or options.batch_size is None:
+        return options
+    part = max(1, options.batch_size // 4)
+    return dataclasses.replace(
+        options, train=dataclasses.replace(options.train, micro_batch_size=part)
     )
 
 
