@@ -177,8 +177,12 @@ def test_chapters_by_number_and_name(tmp_path):
 
 def test_without_a_checkout_the_error_names_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setattr(labkit, "__file__", str(tmp_path / "site" / "labkit" / "__init__.py"))
+    monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path / "data"))
+    monkeypatch.setattr("site.getuserbase", lambda: str(tmp_path / "user"))
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(LabError, match="in a checkout of the lab"):
+    with pytest.raises(
+        LabError, match="install labkit again, from a checkout of the lab or a wheel"
+    ):
         course.notebooks_folder()
 
 
