@@ -219,6 +219,10 @@ def test_pretrain_leaves_a_complete_run_folder(pretrained, files):
     scores = json.loads((out / "evaluation.json").read_text())["validation"]
     assert set(scores) == {str(files / "a.txt"), str(files / "b.jsonl")}
     assert all(1 < score["bits_per_byte"] < 8 for score in scores.values())
+    card = (out / "model" / "README.md").read_text()
+    assert "pipeline_tag: text-generation\n" in card
+    assert all(f"| {score['bits_per_byte']:.4f} |" in card for score in scores.values())
+    assert "its last weights" in done.stdout
     assert str(out / "model") in done.stdout
     assert "update 6/6  loss" in done.stderr
     assert "left" in done.stderr

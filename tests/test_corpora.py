@@ -387,10 +387,14 @@ def test_a_replacement_character_that_was_meant_is_no_damage(tmp_path, recwarn) 
 @pytest.mark.parametrize("folder", [False, True])
 def test_documents_between_dividers_are_taken_as_they_are(folder, tmp_path, monkeypatch):
     """As in the files of TinyStories; a divider may lie across two pieces of the file."""
-    stories = [f"One day {i}.\n\nThe end of {i}." for i in range(30)]
+    stories = [f"One day {i}.\n\nThe end of {i}, and of <|endoftext|>." for i in range(30)]
     file = tmp_path / "stories.txt"
     file.write_text("\n<|endoftext|>\n".join(stories) + "\n<|endoftext|>\n")
-    for piece in (files.PIECE, 7, 100):
+    for piece in (files.PIECE, 200, 97):
         monkeypatch.setattr(files, "PIECE", piece)
-        if piece > len(stories[0]):
-            assert files.documents(tmp_path if folder else file) == stories
+        assert files.documents(tmp_path if folder else file) == stories
+
+
+def test_a_text_that_only_speaks_of_the_divider_is_not_divided(tmp_path):
+    (tmp_path / "notes.md").write_text("The mark <|endoftext|> ends a text.\n\n" * 3)
+    assert len(files.documents(tmp_path)) == 1

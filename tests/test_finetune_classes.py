@@ -394,3 +394,47 @@ def test_names_from_the_data_stay_text_in_the_card(tmp_path):
     text = (tmp_path / "README.md").read_text()
     assert "<script>" not in text.replace("\\<", "")
     assert "\n# head" not in text
+
+
+# --- how few examples are dealt ----------------------------------------------------------------
+
+
+def test_few_examples_are_a_fair_draw_sorted_inside_each_batch_only(encoder):
+    """Which examples an update sees does not follow from their lengths."""
+    from labkit.batches import Batches
+    from labkit.commands import examples
+    from labkit.generation.classifier import Classifier, Reading
+    from labkit.models.huggingface.folders import open_classifier
+    from labkit.text import Tokenizer
+
+    rows = [{"text": f"{'the key ' * (1 + i % 13)}", "label": i % 2} for i in range(120)]
+    texts, labels = [r["text"] for r in rows], [r["label"] for r in rows]
+    task = Task("classification", ["a", "b"], {"train": texts}, {"train": labels})
+    model = open_classifier(encoder, ["a", "b"])
+    reader = Classifier(model, Tokenizer.from_pretrained(encoder), Reading(64))
+    dealt = examples.training(task, reader, recipe.Sizes(16, 64, 1e-4), seed=3)
+    plain = Batches(dealt.examples, 16, seed=3)
+    lengths = [len(dealt.examples[i]["input_ids"]) for i in range(len(dealt.examples))]
+    for step in range(len(rows) // 16):
+        assert set(dealt.indices(step)) == set(plain.indices(step))
+        inside = [lengths[i] for i in dealt.indices(step)]
+        assert inside == sorted(inside)
+
+
+def test_a_long_silence_is_broken(monkeypatch, capsys):
+    from labkit.commands import shell
+
+    monkeypatch.setattr(shell, "SECONDS_BETWEEN_LINES", 0.0)
+    assert list(shell.counted([7, 8, 9], 3, "test")) == [7, 8, 9]
+    assert "test: 2 of 3 batches" in capsys.readouterr().err
+
+
+def test_the_card_of_pairs_shows_how_pairs_are_given(paired):
+    text = (paired / "run" / "model" / "README.md").read_text()
+    assert "pipeline_tag: text-classification\n" in text
+    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1].replace(
+        "classify({", "said = classify({"
+    )
+    names: dict = {}
+    exec(code, names)
+    assert set(names["said"]) == {"label", "score"}

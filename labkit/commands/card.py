@@ -15,6 +15,9 @@ USES = {
     "text-classification": """from transformers import pipeline
 classify = pipeline("text-classification", {folder!r})
 classify("...", truncation=True)""",
+    "text-classification of pairs": """from transformers import pipeline
+classify = pipeline("text-classification", {folder!r})
+classify({{"text": "...", "text_pair": "..."}}, truncation=True)""",
     "text-generation": """from transformers import pipeline
 write = pipeline("text-generation", {folder!r})
 write("...", max_new_tokens=50)""",
@@ -33,7 +36,7 @@ def write_card(
 
     Args:
         folder: of the model; nothing is written where there is none.
-        use: transformers' name of the task, one of `USES`.
+        use: one of `USES`: transformers' name of the task, perhaps with a word on its input.
         origin: from which weights the training began.
         facts: lines of how it was made.
         scores: rows of one table, of the same keys.
@@ -44,10 +47,10 @@ def write_card(
     lines = [
         "---",
         "library_name: transformers",
-        f"pipeline_tag: {use}",
+        f"pipeline_tag: {use.split()[0]}",
         "---",
         "",
-        f"# {folder.parent.name}",
+        f"# {_plain(folder.resolve().parent.name)}",
         "",
         f"All figures are of the run that made this model, with {DISTRIBUTION} {__version__}.",
         "",

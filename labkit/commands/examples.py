@@ -94,9 +94,7 @@ def _rows(task: Task, reader: Classifier, split: str, most: int | None = None) -
     seconds = [task.pairs[split][i] for i in drawn] if task.pairs else None
     examples, owners, cut = reader.reading.examples(reader.model, reader.tokenizer, texts, seconds)
     if cut and most is None:
-        limit, pieces = reader.reading.max_length, reader.reading.pieces
-        room = f"{limit} tokens" if pieces == 1 else f"{pieces} pieces of {limit} tokens"
-        note(f"{cut:,} of {len(texts):,} {split} texts are longer than {room}: cut")
+        note(f"{cut:,} of {len(texts):,} {split} texts are longer than {reader.reading}: cut")
     return [
         {**example, "labels": torch.tensor(labels[drawn[owner]])}
         for example, owner in zip(examples, owners, strict=True)

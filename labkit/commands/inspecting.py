@@ -184,10 +184,7 @@ def _said(
     """Log-probabilities, with a word on what is cut and a sign of life."""
     reading = opened.reading
     if cut := reading.examples(opened.model, opened.tokenizer, texts, seconds)[2]:
-        room = f"{reading.max_length} tokens"
-        if reading.pieces > 1:
-            room = f"{reading.pieces} pieces of {room}"
-        note(f"{cut:,} of {len(texts):,} texts of {source} are longer than {room}: cut")
+        note(f"{cut:,} of {len(texts):,} texts of {source} are longer than {reading}: cut")
 
     def watch(batches: Any, count: int) -> Any:
         return counted(batches, count, source)

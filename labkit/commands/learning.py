@@ -4,8 +4,9 @@ Classes   a head fitted on frozen vectors -> every parameter -> accuracy, F1, be
 Words     instructions, or texts to continue                 -> loss, bits per byte
 """
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -47,24 +48,27 @@ def open_model(task: Task, folder: Path, tokenizer: Tokenizer) -> nn.Module:
     return model
 
 
+@dataclass
 class Learner:
     """What differs between a task of classes and a task of words."""
 
-    objective: Any
-    use: str
-    """What transformers calls it."""
+    options: Finetune
+    task: Task
+    folder: Path
+    """Of the model to begin from."""
+    model: nn.Module
+    tokenizer: Tokenizer
+    sizes: Sizes
 
-    def __init__(
-        self,
-        options: Finetune,
-        task: Task,
-        folder: Path,
-        model: nn.Module,
-        tokenizer: Tokenizer,
-        sizes: Sizes,
-    ):
-        self.options, self.task, self.folder = options, task, folder
-        self.model, self.tokenizer, self.sizes = model, tokenizer, sizes
+    objective: ClassVar[Any]
+
+    def __post_init__(self) -> None:
+        """What a kind of task needs besides."""
+
+    @property
+    def use(self) -> str:
+        """The key of `card.USES`."""
+        raise NotImplementedError
 
     def batches(self, split: str) -> Batches:
         raise NotImplementedError
@@ -104,7 +108,10 @@ class Words(Learner):
     """Instructions, or texts to continue."""
 
     objective = staticmethod(causal_lm)
-    use = "text-generation"
+
+    @property
+    def use(self) -> str:
+        return "text-generation"
 
     def batches(self, split: str) -> Batches:
         make = examples.answered if self.task.kind == "instruction" else examples.continued
@@ -115,7 +122,8 @@ class Words(Learner):
         return scoring.language(model, self.task, self.batches("test"), precision)
 
     def rows(self, evaluation: dict[str, Any]) -> list[dict[str, str]]:
-        return [{name: f"{value:,.4g}" for name, value in evaluation["test"].items()}]
+        test = evaluation["test"].items()
+        return [{k: f"{v:,}" if isinstance(v, int) else f"{v:,.4f}" for k, v in test}]
 
     def next_step(self) -> str:
         ask = " --chat" if self.task.kind == "instruction" else ""
@@ -126,18 +134,12 @@ class Classes(Learner):
     """Classes of texts, or of pairs."""
 
     objective = staticmethod(classification)
-    use = "text-classification"
 
-    def __init__(
-        self,
-        options: Finetune,
-        task: Task,
-        folder: Path,
-        model: nn.Module,
-        tokenizer: Tokenizer,
-        sizes: Sizes,
-    ):
-        super().__init__(options, task, folder, model, tokenizer, sizes)
+    @property
+    def use(self) -> str:
+        return "text-classification of pairs" if self.task.pairs else "text-classification"
+
+    def __post_init__(self) -> None:
         self.reading = Reading(self.sizes.max_length, self.options.pieces)
         self.new_head = not _knows_classes(self.folder, self.task.classes)
         if self.new_head and has_pooler(self.model):

@@ -2,7 +2,8 @@
 
     examples, lengths, width ──> Recipe: batch, length, updates, rate, when to stop
 
-Measured on Reuters R8, 20 newsgroups and BBC news with 100 to 11,000 texts: see docs/LOG.md.
+Measured for classifiers on Reuters R8 with 100 and 800 texts and 20 newsgroups with 800, one draw
+of each: see docs/LOG.md. More texts, other models and language models take the same rules on trust.
 
 Sources: Kumar et al. 2022, arXiv:2202.10054 (a fit on frozen vectors first); Mosbach et al. 2021,
 arXiv:2006.04884 (few examples want more updates, not fewer); Yang et al. 2022, arXiv:2203.03466
@@ -21,7 +22,7 @@ from labkit.commands.tasks import Task
 from labkit.models.config import context_length
 from labkit.text.tokenizers import Tokenizer
 
-#: Fewer updates than these leave a classifier in the middle of learning.
+#: A classifier gets at least so many updates, however few its examples are.
 FEWEST_UPDATES = 150
 EPOCHS = 3.0
 #: From here on a batch of 32; below it a batch of 16 gives twice the updates of an epoch.
@@ -30,7 +31,7 @@ MANY_EXAMPLES = 2000
 MOST_TOKENS = {"classification": 256, "instruction": 512, "text": 256}
 #: Adam's peak rate for a classifier of this width; others in inverse proportion.
 RATE, WIDTH = 1e-4, 384
-#: With fewer validation examples the last weights are a better choice than the best ones.
+#: Fewer validation examples than these do not tell weights apart: the last ones are kept.
 ENOUGH_TO_CHOOSE = 50
 #: Validation at most so often in a run.
 EVALUATIONS = 20

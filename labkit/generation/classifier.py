@@ -22,13 +22,11 @@ from labkit.atomic import write_json
 from labkit.batches import Batches, Example, Marks, Pad, average_pieces, pieces
 from labkit.errors import LabError
 from labkit.evaluation.classification import classify
+from labkit.generation.loaded import MOST_CONTEXT
 from labkit.models.config import context_length
 from labkit.models.huggingface.folders import open_classifier
 from labkit.text.tokenizers import Tokenizer
 from labkit.training.run_folder import model_folder
-
-#: Length for a model that could read more and whose folder names none.
-MOST_CONTEXT = 1024
 
 
 @dataclass(frozen=True)
@@ -39,6 +37,10 @@ class Reading:
     """Tokens at a time, marks included."""
     pieces: int = 1
     """A longer text is read in up to this many pieces, whose answers are averaged."""
+
+    def __str__(self) -> str:
+        size = f"{self.max_length} tokens"
+        return size if self.pieces == 1 else f"{self.pieces} pieces of {size}"
 
     @classmethod
     def of(cls, folder: Path, model: nn.Module, tokenizer: Tokenizer) -> "Reading":
@@ -145,7 +147,7 @@ class Classifier:
             watch: (batches, their number) -> the same batches, for a progress bar.
 
         Raises:
-            LabError: no text, as many seconds as there are not texts, or weights that are damaged.
+            LabError: no text, another number of seconds than of texts, or damaged weights.
         """
         if not texts or (seconds is not None and len(seconds) != len(texts)):
             given = "" if seconds is None else f" and {len(seconds)} second texts"
@@ -153,9 +155,12 @@ class Classifier:
                 f"{len(texts)} texts{given}: give at least one, and equally many seconds"
             )
         examples, owners, _ = self.reading.examples(self.model, self.tokenizer, texts, seconds)
-        order = sorted(range(len(examples)), key=lambda i: len(examples[i]["input_ids"]))
-        rows = [{**examples[i], "labels": torch.tensor(owners[i])} for i in order]
-        batches = Batches(rows, batch_size, Pad(self.tokenizer.pad_id), shuffle=False)
+        rows = [
+            {**example, "labels": torch.tensor(owner)}
+            for example, owner in zip(examples, owners, strict=True)
+        ]
+        lengths = [len(row["input_ids"]) for row in rows]
+        batches = Batches(rows, batch_size, Pad(self.tokenizer.pad_id), lengths=lengths)
         stream: Iterable[Any] = batches.evaluation_batches()
         if watch is not None:
             stream = watch(stream, batches.steps_per_epoch)

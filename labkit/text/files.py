@@ -21,7 +21,7 @@ from labkit.text import cleaning
 
 TEXT_SUFFIXES = {".txt", ".md", ".rst", ".text", ".py", ".html", ".htm", ".csv", ".tsv", ".jsonl"}
 DIVIDER = "<|endoftext|>"
-"""Between the documents of a txt or md file, where it stands in its first million characters."""
+"""Alone on a line between the documents of a txt or md file, as in those of TinyStories."""
 BLOCK_CHARACTERS = 2000
 PIECE = 1 << 20
 """Characters (or bytes) read at a time."""
@@ -53,8 +53,8 @@ def stream(path: str | Path, text_column: str = "text") -> Iterator[str]:
 
     A txt or md file alone is cut at its paragraphs into documents of about 2,000 characters; in a
     folder each file of up to a million characters is a document, a longer one is cut likewise; csv,
-    tsv and jsonl give a document a row. Where a txt or md file has `<|endoftext|>` between its
-    documents, it is cut there alone.
+    tsv and jsonl give a document a row. A txt or md file with lines that are `<|endoftext|>` and
+    nothing else (one of them in its first million characters) is cut there alone.
 
     Raises:
         LabError: when the path is missing, empty, binary or holds no text.
@@ -104,7 +104,7 @@ def _of_one_file(path: Path, text_column: str, cut: bool) -> Iterator[str]:
     else:
         pieces = _pieces(path)
         start = list(itertools.islice(pieces, 2))
-        if start and DIVIDER in start[0]:
+        if start and DIVIDER in start[0].split("\n"):
             yield from _divided(itertools.chain(start, pieces))
         elif len(start) == 1 and not cut:
             yield from start
@@ -114,12 +114,16 @@ def _of_one_file(path: Path, text_column: str, cut: bool) -> Iterator[str]:
 
 def _divided(pieces: Iterator[str]) -> Iterator[str]:
     """The documents between dividers, each without the line breaks around it."""
-    held = ""
-    for piece in pieces:
-        *whole, held = (held + piece).split(DIVIDER)
-        yield from (text for text in (part.strip("\n") for part in whole) if text.strip())
-    if held.strip():
-        yield held.strip("\n")
+    held, document = "", []
+    for piece in itertools.chain(pieces, [f"\n{DIVIDER}\n"]):
+        *lines, held = (held + piece).split("\n")
+        for line in lines:
+            if line != DIVIDER:
+                document.append(line)
+                continue
+            if (text := "\n".join(document).strip("\n")).strip():
+                yield text
+            document = []
 
 
 def _blocks(pieces: Iterator[str]) -> Iterator[str]:

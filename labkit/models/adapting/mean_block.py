@@ -3,12 +3,12 @@
     hidden_BTD ──> block: queries 0, so every real token weighs alike ──> their mean, at [CLS]
                ──> pooler ──> classifier
 
-BERT's classifier reads [CLS] alone. In a sentence-embedding model (and, short of fine-tuning, in
-BERT itself) it is the mean over the tokens that tells texts apart. Attention with queries of zero
-*is* that mean; so the new block starts where the frozen encoder is best, its queries learn which
-tokens to weigh, and what is saved is an ordinary BERT with one block more.
+BERT's classifier reads [CLS] alone. In a sentence-embedding model it is the mean over the tokens
+that tells texts apart (measured for MiniLM: docs/LOG.md). Attention with queries of zero *is* that
+mean; so the new block starts where the frozen encoder is best, its queries learn which tokens to
+weigh, and what is saved is an ordinary BERT with one block more.
 
-Source: Reimers & Gurevych 2019, arXiv:1908.10084, table 5 (means against [CLS]).
+Source: Reimers & Gurevych 2019, arXiv:1908.10084, section 3 (the mean as the vector of a text).
 """
 
 import copy
