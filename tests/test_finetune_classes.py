@@ -190,11 +190,19 @@ def test_what_stands_behind_the_limit_is_read_in_pieces(encoder, tmp_path, capsy
     """The word that tells stands at the end: a text that is cut cannot be told."""
     data = write_rows(tmp_path / "late.csv", moods(300, at_end=True))
     arguments = ["--data", data, "--model", encoder, "--max-length", 40, *FAST, "--epochs", 25]
-    found = {}
+    found, read = {}, set()
+
+    def look(module, inputs):
+        if isinstance(module, torch.nn.Embedding):
+            read.add(inputs[0].shape[-1])
+
+    watch = torch.nn.modules.module.register_module_forward_pre_hook(look)
     for pieces in (1, 8):
         out = tmp_path / f"in_{pieces}"
         assert here("finetune", *arguments, "--pieces", pieces, "--out", out) == 0
         found[pieces] = evaluation(out)["test"]["accuracy"]["estimate"]
+    watch.remove()
+    assert max(read) == 40, "no piece is longer than asked for, in training neither"
     assert found[1] < 0.6
     assert found[8] > 0.9
     said = capsys.readouterr().err
