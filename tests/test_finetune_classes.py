@@ -131,7 +131,7 @@ def test_the_result_stands_beside_what_is_simpler(finished, capsys):
 
 def test_the_saved_options_hold_what_was_settled(finished):
     options = json.loads(finished[1])["options"]
-    assert options["batch_size"] == 16
+    assert (options["batch_size"], options["micro_batch_size"]) == (16, 4)
     assert 60 < options["max_length"] <= 256
 
 
@@ -145,6 +145,21 @@ def test_the_run_says_what_is_trained_how_it_compares_and_what_comes_next(
     assert re.search(r"3 classes: bad \d+, dull \d+, good \d+", shown)
     assert re.search(r"fine-tuned against .*points of accuracy, 95 %", shown)
     assert f"next: labkit classify {tmp_path / 'run'}" in shown
+
+
+def test_no_baseline_has_learned_from_the_test_examples(encoder, tmp_path):
+    """Their labels are wrong on purpose: whoever learns from the training texts gets them wrong."""
+    other = {"good": "bad", "bad": "dull", "dull": "good"}
+    wrong = [{**row, "label": other[row["label"]]} for row in moods(90)[60:]]
+    paths = {}
+    for name, rows in {"train": moods(90)[:60], "test": wrong}.items():
+        paths[name] = write_rows(tmp_path / f"{name}.csv", rows)
+    arguments = ["--data", paths["train"], "--test", paths["test"], "--model", encoder]
+    short = ["--out", tmp_path / "run", "--epochs", 1, *FAST]
+    assert here("finetune", *arguments, *short) == 0
+    found = evaluation(tmp_path / "run")["baselines"]
+    assert found["counted words (TF-IDF)"]["accuracy"]["estimate"] == 0.0
+    assert found["frozen vectors, fitted head"]["accuracy"]["estimate"] < 0.5
 
 
 def test_baselines_can_be_left_out(encoder, tmp_path, capsys):
