@@ -462,6 +462,17 @@ def test_eight_bit_moments_resume_to_the_bit(tmp_path):
     assert same(wider(**settings, out=tmp_path, save_every=2, keep=9, resume=True), expected)
 
 
+def test_a_fused_optimizer_resumes_with_its_counters_beside_its_parameters():
+    """On a GPU a fused step takes its counter there, an ordinary one on the CPU."""
+    for fused in (True, False):
+        model = tiny_model().to("meta")
+        optimizer = torch.optim.AdamW(model.parameters(), fused=fused)
+        saved = {"final_norm.weight/step": torch.tensor(3.0)}
+        checkpoint.load_optimizer(model, optimizer, saved)
+        (state,) = optimizer.state.values()
+        assert state["step"].device.type == ("meta" if fused else "cpu")
+
+
 def test_two_runs_with_one_seed_are_equal_and_another_seed_is_not():
     first, second, other = run()[0], run()[0], run(seed=1)[0]
     assert same(first, second)

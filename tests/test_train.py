@@ -106,6 +106,18 @@ def test_nan_stops_before_the_weights_are_touched():
     assert all(torch.equal(p, before[n]) for n, p in weights(model).items())
 
 
+def test_a_first_update_without_any_gradient_is_said(recwarn):
+    def dead(model, batch):
+        total, count = causal_lm(model, batch)
+        return total.detach() + 0 * total, count
+
+    with pytest.warns(UserWarning, match="update 1 has gradient norm 0 over 68 valid targets"):
+        train(tiny_model(), dead, ragged_batches(), config(steps=2))
+    assert len(recwarn) == 0
+    train(tiny_model(), causal_lm, ragged_batches(), config(steps=2))
+    assert not [w for w in recwarn if "gradient norm" in str(w.message)]
+
+
 def test_an_update_without_targets_is_named():
     items = [{"input_ids": torch.ones(4, dtype=torch.long), "labels": torch.full((4,), -100)}] * 8
     with pytest.raises(LabError, match="update 1 has 0 valid targets"):

@@ -113,7 +113,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             h_CD = hidden_ND[start : start + chunk].to(dtype)
             t_C = targets_N[start : start + chunk]
             log_p_CV = F.log_softmax(_at_least_fp32(h_CD @ weight.T), dim=-1)
-            total += F.nll_loss(log_p_CV, t_C, ignore_index=IGNORE_INDEX, reduction="sum")
+            nll = F.nll_loss(log_p_CV, t_C, ignore_index=IGNORE_INDEX, reduction="sum")
+            total = total + nll  # not +=: the compiler of torch 2.11 would lose every gradient
             if not (needs_hidden or needs_weight):
                 continue
             valid_C = t_C != IGNORE_INDEX

@@ -229,6 +229,7 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> Ten
 def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
     """Restore what `optimizer_tensors` returned."""
     parameters = dict(model.named_parameters())
+    fused = {p for group in optimizer.param_groups if group.get("fused") for p in group["params"]}
     for key, value in tensors.items():
         name, entry = key.rsplit("/", 1)
         p = parameters[name]
@@ -236,6 +237,8 @@ def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: 
             target = torch.zeros_like(p)
             _assign(target, value, key)
         else:
-            # Codes live beside the parameter; the step counter stays on the CPU.
-            target = value.to(p.device, copy=True) if value.ndim else value.clone()
+            # Codes live beside the parameter, as does the step counter of a fused kernel; any other
+            # counter stays on the CPU.
+            beside = value.ndim or p in fused
+            target = value.to(p.device, copy=True) if beside else value.clone()
         optimizer.state[p][entry] = target

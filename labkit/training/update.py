@@ -10,6 +10,7 @@ Sources: Loshchilov & Hutter 2019, arXiv:1711.05101; Micikevicius et al. 2018, a
 """
 
 import math
+import warnings
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +88,12 @@ class Update:
                 f"{self.batches.indices(number)[:8]}: at least 1 label must not be -100"
             )
         norm = self._apply(number, loss_sum, count)
+        if norm == 0 and number == 0:
+            warnings.warn(
+                f"update 1 has gradient norm 0 over {count:,.0f} valid targets, so nothing is learned: "
+                "does the loss depend on the trainable parameters, without detach or no_grad?",
+                stacklevel=2,
+            )
         return Done(loss_sum / count, int(tokens), norm, rate)
 
     def _set_rate(self, number: int) -> float:
