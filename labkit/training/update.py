@@ -90,7 +90,7 @@ class Update:
         norm = self._apply(number, loss_sum, count)
         if norm == 0 and number == 0:
             warnings.warn(
-                f"update 1 has gradient norm 0 over {count:,.0f} valid targets, so nothing is learned: "
+                f"update 1 has gradient norm 0 over {count:.0f} valid targets, nothing is learned: "
                 "does the loss depend on the trainable parameters, without detach or no_grad?",
                 stacklevel=2,
             )
