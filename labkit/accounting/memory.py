@@ -135,7 +135,9 @@ def kept_bytes(
     chain = config.norm == "rmsnorm" and implementation == "transformers"
     norm = 2 * stream if chain else stream  # written as a chain of operations, it keeps x·r too
     product_input = e * N * D
-    noise = e * N * D if dropped else 0
+    # A mask: one byte an entry, but for torch's own on a CPU, which is as wide as what it masks.
+    wide_mask = implementation == "transformers" and device == "cpu"
+    noise = (e if wide_mask else 1) * N * D if dropped else 0
 
     kv_width = config.kv_heads * config.head_width
     qkv = e * N * (D + 2 * kv_width)
@@ -144,10 +146,9 @@ def kept_bytes(
         product_inputs = 3 * product_input if narrow else product_input  # q, k, v cast x each
     else:
         product_inputs = product_input
-    plain_bf16 = precision == "bf16" and device == "cpu" and implementation == "labkit"
-    plain_bf16 = plain_bf16 and T * T <= PLAIN_SCORES
-    if plain_bf16:
-        core = qkv + e * scores * (3 if dropped else 1)
+    plain = dropped or (precision == "bf16" and T * T <= PLAIN_SCORES)
+    if plain and device == "cpu" and implementation == "labkit":
+        core = qkv + scores * (2 * e + 1 if dropped else e)
     elif dropped and device == "cpu":  # torch's unfused path, which computes in fp32
         core = (4 * N * (D + 2 * kv_width)) + 4 * scores * 3
         core += qkv if narrow else 0
@@ -163,7 +164,8 @@ def kept_bytes(
     block += product_input + hidden + noise
 
     ids = 8 * N * (2 if config.token_types else 1)
-    outside = ids + (stream if dropped else 0) + norm
+    dropped_embedding = (stream if wide_mask else N * D) if dropped else 0
+    outside = ids + dropped_embedding + norm
     weight_copies = 0
     if narrow and weight_bytes == 4:
         part = parameters_by_part(config)

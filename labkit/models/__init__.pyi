@@ -3,6 +3,7 @@ from . import attention as attention
 from . import baselines as baselines
 from . import config as config
 from . import counts as counts
+from . import dropout as dropout
 from . import encoder_decoder as encoder_decoder
 from . import experts as experts
 from . import huggingface as huggingface
@@ -30,6 +31,7 @@ from .counts import forward_flops as forward_flops
 from .counts import measure_flops as measure_flops
 from .counts import parameters as parameters
 from .counts import parameters_by_part as parameters_by_part
+from .dropout import Dropout as Dropout
 from .encoder_decoder import EncoderDecoder as EncoderDecoder
 from .encoder_decoder import shift_right as shift_right
 from .experts import BayesianEnsemble as BayesianEnsemble

@@ -24,6 +24,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from labkit.errors import LabError
+from labkit.models.dropout import dropout as drop
 from labkit.models.kv_cache import KVCache
 from labkit.models.positions import Rotary, rotary_table, rotate, sinusoidal
 
@@ -97,10 +98,10 @@ def attention(
 ) -> Float[Tensor, "B H T K"]:
     """The same attention, fast, and without the weights.
 
-    Runs torch's fused kernel, which never stores the B·H·T·S weights. Training in bf16 on a CPU is
-    the exception: there the fused backward pass takes longer than the plain products (measured on
+    Runs torch's fused kernel, which never stores the B·H·T·S weights. Training on a CPU has two
+    exceptions. In bf16 the fused backward pass takes longer than the plain products (measured on
     one core: 3 times at T = 128, 1.2 times at T = 512), so up to `PLAIN_SCORES` scores per head are
-    computed in the open, and kept.
+    computed in the open, and kept. With dropout torch has no fused kernel there, and a slow mask.
 
     A query that may attend to nothing is padding; its output is finite and must not be read.
 
@@ -117,8 +118,8 @@ def attention(
 
     Source: Dao et al. 2022 (FlashAttention); Ainslie et al. 2023 (grouped queries).
     """
-    plain = q_BHTK.device.type == "cpu" and q_BHTK.dtype == torch.bfloat16 and q_BHTK.requires_grad
-    if plain and q_BHTK.shape[2] * k_BGSK.shape[2] <= PLAIN_SCORES:
+    narrow = q_BHTK.dtype == torch.bfloat16 and q_BHTK.shape[2] * k_BGSK.shape[2] <= PLAIN_SCORES
+    if q_BHTK.device.type == "cpu" and q_BHTK.requires_grad and (narrow or dropout):
         return _plain_attention(q_BHTK, k_BGSK, v_BGSK, mask, causal, dropout)
     return F.scaled_dot_product_attention(
         q_BHTK,
@@ -147,7 +148,7 @@ def _plain_attention(
         scores_BHTS += _causal_bias(T, S, scores_BHTS.dtype)
     elif mask is not None:
         scores_BHTS += _bias(mask, scores_BHTS.dtype)
-    weights_BHTS = F.dropout(scores_BHTS.softmax(dim=-1, dtype=scores_BHTS.dtype), dropout)
+    weights_BHTS = drop(scores_BHTS.softmax(dim=-1, dtype=scores_BHTS.dtype), dropout)
     out_NRK = torch.bmm(weights_BHTS.view(B * G, H // G * T, S), v_BGSK.reshape(B * G, S, K))
     return out_NRK.view(B, H, T, K)
 

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from labkit.errors import LabError
+from labkit.models.dropout import Dropout
 
 
 class Output(NamedTuple):
@@ -117,7 +118,7 @@ class LSTMLM(nn.Module):
         self.embedding = nn.Embedding(vocab_size, d_model)
         between = dropout if num_layers > 1 else 0.0
         self.lstm = nn.LSTM(d_model, d_model, num_layers, batch_first=True, dropout=between)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.output = nn.Linear(d_model, vocab_size)
         if tied_embeddings:
             nn.init.normal_(self.embedding.weight, std=d_model**-0.5)

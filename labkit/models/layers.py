@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from labkit.models.attention import CrossAttention, MultiHeadAttention, Source, StackedLinear
 from labkit.models.config import TransformerConfig
+from labkit.models.dropout import Dropout
 from labkit.models.kv_cache import KVCache
 from labkit.models.positions import Rotary
 
@@ -117,7 +118,7 @@ class Block(nn.Module):
         self.reads_source = cross_attention
         self.ffn_norm = make_norm(config)
         self.ffn = FeedForward(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(
         self,

@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from labkit.errors import LabError
 from labkit.models.attention import Source, causal_mask, document_mask, padding_mask
 from labkit.models.config import TransformerConfig
+from labkit.models.dropout import Dropout
 from labkit.models.kv_cache import KVCache
 from labkit.models.layers import Block, FeedForward, MaskedLMTransform, RMSNorm, make_norm
 from labkit.models.positions import rotary_table, sinusoidal
@@ -89,7 +90,7 @@ class Transformer(nn.Module):
         self.token_types = nn.Embedding(config.token_types, D) if config.token_types else None
         post = config.norm_position == "post"
         self.embedding_norm = make_norm(config) if post else nn.Identity()
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(
             Block(config, cross_attention) for _ in range(config.num_layers)
         )
