@@ -34,12 +34,12 @@ def test_a_quick_run_measures_everything(capsys):
         assert all(value > 0 for value in values.values())
     assert 0 < report.loading_share < 1
     assert len(report.quality) == 2
-    assert set(report.peak_gb) == set(memory.CONTESTANTS)
+    assert set(report.peak_gb) == set(memory.FEW)
     assert set(report.llm) == set(llm.CONTESTANTS)
     assert all(x["seconds"] > 0 and x["peak_gb"] > 0.1 for x in report.llm.values())
     assert json.loads(json.dumps(dataclasses.asdict(report)))["model"]["tokens_per_update"] == 512
     lines = bench._lines(report)
-    assert any(line.startswith("labkit, micro-batches of 1") for line in lines)
+    assert any(line.startswith("labkit, the same, 8-bit moments") for line in lines)
 
 
 def test_only_what_is_asked_for_is_measured():

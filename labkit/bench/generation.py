@@ -1,5 +1,6 @@
 """New tokens per second with a cache of keys and values: labkit and `transformers`' `generate`.
 
+The best that transformers does is a static cache and one compiled program for a step of it.
 Greedy, the same weights and prompts, in fp32 and in the machine's 16-bit format; in fp32 all write
 the same tokens.
 """
@@ -31,7 +32,7 @@ def contestants(
         sizes: the model.
         new_tokens: written after each prompt.
         half: the 16-bit format of this machine, or fp32.
-        compiled: also labkit under torch.compile (needs a C++ compiler).
+        compiled: also both under torch.compile (needs a C++ compiler).
         prompts: how many at a time.
 
     Raises:
@@ -47,7 +48,8 @@ def contestants(
         for count in prompts:
             ids = np.random.default_rng(0).integers(sizes.config.vocab_size, size=(count, PROMPT))
             writers = _writers(*models, torch.from_numpy(ids), compiled)
-            found = {name: write(8) for name, write in writers.items()}  # compiles, too
+            # Compiles, too; a static cache for each length.
+            found = {name: write(new_tokens) for name, write in writers.items()}
             for name, tokens in found.items():
                 if precision == "fp32" and tokens != found["transformers"]:
                     raise LabError(f"{count} prompts: {name} writes other tokens than transformers")
@@ -61,6 +63,8 @@ def contestants(
 def _writers(
     ours: Transformer, theirs: Any, prompts: torch.Tensor, compiled: bool
 ) -> dict[str, Callable[[int], list[list[int]]]]:
+    from transformers import CompileConfig
+
     def labkit(new: int) -> list[list[int]]:
         return generate(ours, prompts, new, temperature=0)
 
@@ -68,18 +72,29 @@ def _writers(
         return generate(ours, prompts, new, temperature=0, compile=True)
 
     @torch.inference_mode()
-    def transformers(new: int) -> list[list[int]]:
+    def transformers(new: int, **settings: Any) -> list[list[int]]:
         out = theirs.generate(
             prompts,
             attention_mask=torch.ones_like(prompts),
             max_new_tokens=new,
             do_sample=False,
             pad_token_id=0,
+            **settings,
         )
         return out[:, PROMPT:].tolist()
 
+    def transformers_compiled(new: int) -> list[list[int]]:
+        compiling = CompileConfig(fullgraph=False, mode="default")
+        compiling._compile_all_devices = True  # else transformers compiles on GPUs alone
+        return transformers(new, cache_implementation="static", compile_config=compiling)
+
     writers = {"labkit": labkit, "transformers": transformers}
-    return writers | ({"labkit compiled": labkit_compiled} if compiled else {})
+    if compiled:
+        writers |= {
+            "labkit compiled": labkit_compiled,
+            "transformers static cache compiled": transformers_compiled,
+        }
+    return writers
 
 
 def _timed(

@@ -46,7 +46,9 @@ FULL = Problem({}, 8, 512)
 SMALLER = Problem({"d_model": 64, "num_layers": 2, "num_heads": 2, "vocab_size": 2000}, 2, 64)
 
 
-def _labkit(micro_batch_size: int | None = None, checkpointing: bool = False) -> Callable:
+def _labkit(
+    micro_batch_size: int | None = None, checkpointing: bool = False, **settings: Any
+) -> Callable:
     def run(half: str, problem: Problem) -> list[float]:
         model = problem.model()
         model.gradient_checkpointing = checkpointing
@@ -59,18 +61,21 @@ def _labkit(micro_batch_size: int | None = None, checkpointing: bool = False) ->
             STEPS,
             precision=half,
             micro_batch_size=micro_batch_size,
+            **settings,
         )
 
     return run
 
 
-def _trainer(**settings: Any) -> Callable:
+def _trainer(micro_batch_size: int | None = None, **settings: Any) -> Callable:
     def run(half: str, problem: Problem) -> list[float]:
+        at_a_time = micro_batch_size or problem.batch
+        parts = {"gradient_accumulation_steps": problem.batch // at_a_time}
         ours = problem.model()
         data = Unshifted(problem.tokens(ours.config.vocab_size), problem.length)
         model = huggingface.to_huggingface(ours)
         del ours
-        return trainer_moments(model, data, STEPS, problem.batch, half, **settings)
+        return trainer_moments(model, data, STEPS, at_a_time, half, **parts, **settings)
 
     return run
 
@@ -78,11 +83,22 @@ def _trainer(**settings: Any) -> Callable:
 CONTESTANTS: dict[str, Callable[[str, Problem], list[float]]] = {
     "Trainer": _trainer(),
     "Trainer, gradient checkpointing": _trainer(gradient_checkpointing=True),
+    "Trainer, micro-batches of 1": _trainer(micro_batch_size=1),
+    "Trainer, both": _trainer(micro_batch_size=1, gradient_checkpointing=True),
     "labkit": _labkit(),
     "labkit, gradient checkpointing": _labkit(checkpointing=True),
     "labkit, micro-batches of 1": _labkit(micro_batch_size=1),
     "labkit, both": _labkit(micro_batch_size=1, checkpointing=True),
+    "labkit, checkpointing, step in backward": _labkit(
+        checkpointing=True, step_in_backward=True, grad_clip=0.0
+    ),
+    "labkit, the same, 8-bit moments": _labkit(
+        checkpointing=True, step_in_backward=True, grad_clip=0.0, optimizer="adamw8bit"
+    ),
 }
+
+#: Enough to see that all settings run.
+FEW = ("Trainer, both", "labkit, both", "labkit, the same, 8-bit moments")
 
 
 def _main(name: str, smaller: bool) -> None:

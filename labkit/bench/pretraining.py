@@ -68,16 +68,21 @@ def contestants(sizes: Sizes, half: str, compiled: bool) -> dict[str, Callable[[
     Args:
         sizes: the problem.
         half: the 16-bit format of this machine, or fp32.
-        compiled: also labkit under torch.compile (needs a C++ compiler).
+        compiled: also both under torch.compile (needs a C++ compiler).
     """
     entries = {
         f"labkit {half}": _labkit(sizes, precision=half),
         f"Trainer {half}": _trainer(sizes, half),
+        f"Trainer {half}, written-out attention": _trainer(sizes, half, attention="eager"),
         "labkit fp32": _labkit(sizes, precision="fp32"),
         "plain fp32 loop": _plain_loop(sizes),
     }
     if compiled:
-        entries[f"labkit {half} compiled"] = _labkit(sizes, precision=half, compile=True)
+        entries[f"labkit {half}, compiled"] = _labkit(sizes, precision=half, compile=True)
+        entries[f"Trainer {half}, compiled"] = _trainer(sizes, half, torch_compile=True)
+        entries[f"Trainer {half}, compiled, written-out attention"] = _trainer(
+            sizes, half, attention="eager", torch_compile=True
+        )
     return entries
 
 
@@ -99,12 +104,17 @@ class Unshifted(Windows):
         return {"input_ids": ids, "labels": ids}
 
 
-def _trainer(sizes: Sizes, precision: str) -> Callable[[], list[float]]:
+def _trainer(
+    sizes: Sizes, precision: str, attention: str = "sdpa", **settings: Any
+) -> Callable[[], list[float]]:
     model = huggingface.to_huggingface(decoder(sizes))
+    model.set_attn_implementation(attention)
     data = Unshifted(windows(sizes).tokens, sizes.config.context_length)
 
     def run() -> list[float]:
-        moments = trainer_moments(model, data, sizes.steps + 1, sizes.batch_size, precision)
+        moments = trainer_moments(
+            model, data, sizes.steps + 1, sizes.batch_size, precision, **settings
+        )
         return np.diff(moments)[1:].tolist()
 
     return run
