@@ -7,6 +7,7 @@ from . import report as report
 from . import running as running
 from . import stamping as stamping
 from . import syntax as syntax
+from . import verdicts as verdicts
 from .chapter import METRICS_MIME as METRICS_MIME
 from .chapter import Chapter as Chapter
 from .chapter import chapters as chapters
@@ -32,3 +33,6 @@ from .stamping import TABLE_END as TABLE_END
 from .stamping import colab_badge as colab_badge
 from .stamping import install_cell as install_cell
 from .stamping import stamp as stamp
+from .verdicts import VERDICT_MIME as VERDICT_MIME
+from .verdicts import collect as collect
+from .verdicts import verdicts_of as verdicts_of

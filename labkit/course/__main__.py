@@ -1,9 +1,10 @@
-"""What an author of chapters does from the shell.
+"""What an author of chapters, or a teacher, does from the shell.
 
 python -m labkit.course edit 03           build/03_attention.py, to change in an editor
 python -m labkit.course commit 03         back into the notebook: executed, tied, stamped
 python -m labkit.course execute 03        the notebook as it is, executed
 python -m labkit.course stamp --check     is every output up to date?
+python -m labkit.course verdicts FOLDER   which exercises passed in the notebooks handed in?
 """
 
 import argparse
@@ -12,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from labkit.course import editing, fingerprints, running, stamping
+from labkit.course import editing, fingerprints, running, stamping, verdicts
 from labkit.course.chapter import chapters, one_chapter
 from labkit.errors import LabError
 from labkit.runtime import duration
@@ -61,6 +62,11 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="write nothing; exit with 1 if a file is stale or its outputs are of other code",
     )
+    handed_in = commands.add_parser(
+        "verdicts", help="list what the exercises said in notebooks that learners saved"
+    )
+    handed_in.add_argument("notebooks", nargs="+", type=Path, help="notebooks, or folders of them")
+    handed_in.add_argument("--csv", action="store_true", help="a row for each exercise, as CSV")
     return parser
 
 
@@ -104,7 +110,22 @@ def _stamp(given: argparse.Namespace) -> int:
     return 1 if given.check and (changed or untied) else 0
 
 
-_COMMANDS = {"edit": _edit, "commit": _commit, "execute": _execute, "stamp": _stamp}
+def _verdicts(given: argparse.Namespace) -> int:
+    rows = verdicts.collect(given.notebooks)
+    if given.csv:
+        print(verdicts.as_csv(rows), end="")
+    else:
+        print("\n".join(verdicts.as_lines(rows) or ["no exercise has been checked yet"]))
+    return 0
+
+
+_COMMANDS = {
+    "edit": _edit,
+    "commit": _commit,
+    "execute": _execute,
+    "stamp": _stamp,
+    "verdicts": _verdicts,
+}
 
 
 if __name__ == "__main__":

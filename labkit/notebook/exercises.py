@@ -33,6 +33,7 @@ import torch
 from IPython.display import display
 from torch import Tensor
 
+from labkit.course.verdicts import VERDICT_MIME
 from labkit.errors import LabError
 
 Status = Literal["not attempted", "passed", "failed"]
@@ -102,6 +103,8 @@ def exercises(chapter: str) -> dict[str, Exercise]:
 def check(number: str, answer: Any) -> Verdict:
     """Judge an answer and say in words: passed, not attempted, or what is wrong.
 
+    The verdict is saved with the notebook: `labkit.course.collect` finds it there.
+
     Args:
         number: the exercise, such as "03.2".
         answer: the function, class or value that it asks for.
@@ -117,7 +120,9 @@ def check(number: str, answer: Any) -> Verdict:
         f'<div style="border-left:4px solid {tint};padding:2px 10px">'
         f"<b>{escape(head)}</b><br>{escape(verdict.message)}</div>"
     )
-    display({"text/html": html, "text/plain": f"{head}\n  {verdict.message}"}, raw=True)
+    shown = {"text/html": html, "text/plain": f"{head}\n  {verdict.message}"}
+    collectable = {"exercise": number, "status": verdict.status}
+    display({**shown, VERDICT_MIME: collectable}, raw=True)
     return verdict
 
 

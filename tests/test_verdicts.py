@@ -1,0 +1,99 @@
+"""What learners hand in: verdicts travel in saved notebooks, and are collected from there."""
+
+import csv
+import io
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from labkit.course import VERDICT_MIME, collect, verdicts_of
+from labkit.course.__main__ import main
+from labkit.errors import LabError
+
+ANSWERS = """
+import torch
+from labkit.notebook import check
+
+def right(z):
+    top = z.amax(-1)
+    return top + torch.log(torch.exp(z - top[:, None]).sum(-1))
+
+def wrong(z):
+    return z.exp().sum(-1).log()
+
+def stub(z):
+    ...
+"""
+
+
+def notebook(*cells, outputs=()):
+    made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    for cell, output in zip(made.cells, outputs, strict=False):
+        cell.outputs = [output]
+    return made
+
+
+def said(data):
+    return nbformat.v4.new_output("display_data", data=data)
+
+
+@pytest.fixture(scope="module")
+def handed_in(tmp_path_factory):
+    """Two notebooks that were run, one that was not, and a copy that Jupyter keeps."""
+    folder = tmp_path_factory.mktemp("handed in")
+    ada = notebook(ANSWERS, "check('05.1', wrong)", "check('05.2', stub)", "check('05.1', right)")
+    NotebookClient(ada, timeout=120, kernel_name="python3").execute()
+    (folder / "ada").mkdir()
+    nbformat.write(ada, folder / "ada" / "05.ipynb")
+    nbformat.write(notebook(ANSWERS, "check('05.1', right)"), folder / "empty.ipynb")
+    (folder / ".ipynb_checkpoints").mkdir()
+    nbformat.write(ada, folder / ".ipynb_checkpoints" / "05.ipynb")
+    return folder
+
+
+def test_the_last_verdict_of_each_exercise_is_in_the_saved_notebook(handed_in):
+    assert verdicts_of(handed_in / "ada" / "05.ipynb") == {
+        "05.1": "passed",
+        "05.2": "not attempted",
+    }
+    assert verdicts_of(handed_in / "empty.ipynb") == {}
+
+
+def test_a_folder_becomes_a_table_and_csv(handed_in, capsys):
+    assert main(["verdicts", str(handed_in)]) == 0
+    assert capsys.readouterr().out == (
+        f"{handed_in}/ada/05.ipynb  1 of 2 passed: 05.2 not attempted\n"
+    )
+    assert main(["verdicts", "--csv", str(handed_in)]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [(row["exercise"], row["status"]) for row in rows] == [
+        ("05.1", "passed"),
+        ("05.2", "not attempted"),
+    ]
+    assert main(["verdicts", str(handed_in / "empty.ipynb")]) == 0
+    assert capsys.readouterr().out == "no exercise has been checked yet\n"
+
+
+def test_a_file_from_outside_brings_nothing_but_verdicts(tmp_path, monkeypatch, capsys):
+    strange = [
+        said({VERDICT_MIME: {"exercise": "=HYPERLINK(1)", "status": "passed"}}),
+        said({VERDICT_MIME: {"exercise": "05.1", "status": "<b>best</b>"}}),
+        said({VERDICT_MIME: "passed"}),
+        said({VERDICT_MIME: {"exercise": "05.3", "status": "failed"}}),
+    ]
+    monkeypatch.chdir(tmp_path)
+    nbformat.write(notebook(*"abcd", outputs=strange), tmp_path / "=1+1.ipynb")
+    assert verdicts_of("=1+1.ipynb") == {"05.3": "failed"}
+    assert main(["verdicts", "--csv", "=1+1.ipynb"]) == 0
+    assert "\n'=1+1.ipynb,05.3,failed\n" in capsys.readouterr().out
+
+
+def test_what_cannot_be_collected_is_named(tmp_path):
+    with pytest.raises(LabError, match=r"absent\.ipynb does not exist"):
+        collect([tmp_path / "absent.ipynb"])
+    with pytest.raises(LabError, match="there is no notebook in what was given"):
+        collect([tmp_path])
+    (tmp_path / "a.ipynb").write_text("{}")
+    with pytest.raises(LabError, match=r"a\.ipynb is not a readable notebook"):
+        collect([tmp_path])
