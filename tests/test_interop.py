@@ -342,3 +342,19 @@ def test_an_encoder_gets_no_chat_template(tmp_path):
         for kind, saved in (("ours", model), ("theirs", to_huggingface(model))):
             folder = save_pretrained(saved, tmp_path / name / kind, tmp_path / "base")
             assert (folder / "chat_template.jinja").exists() == (name == "llama"), (name, kind)
+
+
+def test_saving_says_nothing_and_leaves_the_bars_of_transformers_alone(tmp_path, capfd):
+    from transformers.utils import logging
+
+    model = Transformer(TransformerConfig.llama(**TINY))
+    shown = logging.is_progress_bar_enabled()
+    try:
+        for wanted in (True, False):
+            (logging.enable_progress_bar if wanted else logging.disable_progress_bar)()
+            save_pretrained(model, tmp_path / "ours")
+            save_pretrained(to_huggingface(model), tmp_path / "theirs")
+            assert logging.is_progress_bar_enabled() == wanted
+    finally:
+        (logging.enable_progress_bar if shown else logging.disable_progress_bar)()
+    assert "".join(capfd.readouterr()) == ""

@@ -12,6 +12,8 @@ block and the folder disagree, the folder is read as what transformers would see
 
 import dataclasses
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +119,8 @@ def save_pretrained(model: nn.Module, folder: str | Path, tokenizer: Any = None)
         theirs = transformers_model(model)
         theirs.config.labkit = dataclasses.asdict(model.config)
         _name_tokens(theirs, tokenizer, replace=True)
-        theirs.save_pretrained(folder)
+        with _no_bar():
+            theirs.save_pretrained(folder)
         if isinstance(model, Transformer) and model.classifier is not None and not model.pooler:
             path = folder / "model.safetensors"
             extra = {f"classifier.{k}": v for k, v in model.classifier.state_dict().items()}
@@ -126,9 +129,24 @@ def save_pretrained(model: nn.Module, folder: str | Path, tokenizer: Any = None)
         _save_tokenizer(tokenizer, folder, writes, model.config.context_length)
     else:
         _name_tokens(model, tokenizer, replace=False)
-        model.save_pretrained(folder)  # type: ignore[operator]
+        with _no_bar():
+            model.save_pretrained(folder)  # type: ignore[operator]
         _save_tokenizer(tokenizer, folder, model.can_generate())  # type: ignore[operator]
     return folder
+
+
+@contextmanager
+def _no_bar() -> Iterator[None]:
+    """Without the bar that transformers shows for each file, in every training that saves."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _name_tokens(model: Any, tokenizer: Any, replace: bool) -> None:
