@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from labkit import batches
-from labkit.batches import Batches, Pad, Windows
+from labkit.batches import Batches, Pad, RollingWindows, Windows
 from labkit.errors import LabError
 
 
@@ -204,3 +204,50 @@ def test_indivisible_batch_is_named():
 def test_empty_data_or_batch_is_named(n, size, words):
     with pytest.raises(LabError, match=words):
         Batches(numbered(n), size)
+
+
+def test_rolling_windows_make_every_token_a_target_and_cut_elsewhere_in_each_epoch():
+    tokens = np.arange(1003)
+    T, epochs = 10, 12
+    rolling = RollingWindows(tokens, T)
+    plain = Windows(tokens, T)
+    n = len(rolling)
+    assert n == len(plain) == 100
+    assert all(torch.equal(rolling[i]["labels"], plain[i]["labels"]) for i in range(n))
+    targets, first = set(), set()
+    for epoch in range(epochs):
+        items = [rolling[epoch * n + i] for i in range(n)]
+        seen = torch.cat([item["labels"] for item in items]).tolist()
+        assert len(set(seen)) == len(seen) == n * T, "once an epoch"
+        for item in items:
+            assert torch.equal(item["labels"], (item["input_ids"] + 1) % 1003), "one ring"
+        targets |= set(seen)
+        first |= {int(item["input_ids"][0]) % T for item in items}
+    assert targets == set(range(1003))
+    assert len(first) == T, "every place of the text stands first in some epoch"
+    never = set(range(1003)) - set(torch.cat([w["labels"] for w in plain]).tolist())
+    assert never == {0, 1001, 1002}, "which the windows of every epoch alike never ask for"
+
+
+def test_batches_take_the_windows_of_their_epoch_however_they_are_cut():
+    tokens = np.arange(95)
+    rolling = RollingWindows(tokens, 10)  # 9 an epoch
+    batches = Batches(rolling, 6, seed=3)
+    flat = [row for step in range(6) for row in batches.micro_batches(step)[0]["input_ids"]]
+    for epoch in range(4):
+        wanted = {int(rolling[9 * epoch + i]["input_ids"][0]) for i in range(9)}
+        assert {int(row[0]) for row in flat[9 * epoch : 9 * epoch + 9]} == wanted
+    assert {int(row[0]) for row in flat[:9]} != {int(row[0]) for row in flat[9:18]}
+    for step in range(6):
+        (whole,) = batches.micro_batches(step)
+        parts = [b for rank in range(3) for b in batches.micro_batches(step, 1, rank, 3)]
+        cut = {int(b["input_ids"][0, 0]) for b in parts}
+        assert cut == set(whole["input_ids"][:, 0].tolist())
+    fixed = Batches(Windows(tokens, 10), 6, seed=3)
+    starts = {int(row[0]) for step in range(6) for row in fixed.micro_batches(step)[0]["input_ids"]}
+    assert starts == set(range(0, 90, 10)), "plain windows begin at the same places for ever"
+
+
+def test_an_endless_sequence_has_no_item_before_the_first():
+    with pytest.raises(IndexError, match="window -1"):
+        RollingWindows(np.arange(30), 4)[-1]

@@ -16,6 +16,7 @@ from .corruption import in_turn as in_turn
 from .corruption import restore_spans as restore_spans
 from .examples import Contexts as Contexts
 from .examples import Pad as Pad
+from .examples import RollingWindows as RollingWindows
 from .examples import Windows as Windows
 from .examples import classification_examples as classification_examples
 from .examples import labelled_examples as labelled_examples

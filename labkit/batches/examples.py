@@ -17,6 +17,9 @@ from labkit.batches.types import IGNORE_INDEX, Batch, Example
 from labkit.errors import LabError
 from labkit.text.tokenizers import Tokenizer
 
+#: Multiples of it, modulo 1, stay as far apart as any can (Weyl's sequence).
+GOLDEN = (5**0.5 - 1) / 2
+
 
 class Windows:
     """Consecutive windows over a token stream; inputs and targets are the stream one apart.
@@ -49,6 +52,34 @@ class Windows:
             raise IndexError(f"window {index} of {len(self)}")
         start = index * self.context_length
         chunk = self.tokens[start : start + self.context_length + 1]
+        ids = torch.from_numpy(chunk.astype(np.int64))
+        return {"input_ids": ids[:-1], "labels": ids[1:]}
+
+
+class RollingWindows(Windows):
+    """Windows that each epoch cuts elsewhere, so that every token becomes a target and no token
+    always stands first in its context, where it has nothing to go by.
+
+    The stream is a ring of N tokens: its end goes on with its beginning. Item e n + i of the
+    endless sequence, n = N // T, begins at (i T + round(e T 0.618)) mod N; epoch 0 is `Windows`.
+    `Batches` asks for the items of the epoch in which it is.
+    """
+
+    endless = True
+
+    def __len__(self) -> int:
+        """Items in an epoch."""
+        return len(self.tokens) // self.context_length
+
+    def __getitem__(self, index: int) -> Example:
+        if index < 0:
+            raise IndexError(f"window {index}: an endless sequence has items from 0 on")
+        epoch, i = divmod(index, len(self))
+        T, N = self.context_length, len(self.tokens)
+        start = (i * T + round(epoch * T * GOLDEN)) % N
+        chunk = self.tokens[start : start + T + 1]
+        if len(chunk) <= T:
+            chunk = np.concatenate((chunk, self.tokens[: T + 1 - len(chunk)]))
         ids = torch.from_numpy(chunk.astype(np.int64))
         return {"input_ids": ids[:-1], "labels": ids[1:]}
 

@@ -37,7 +37,8 @@ class Batches:
     ):
         """
         Args:
-            examples: anything with `len` and integer indexing.
+            examples: anything with `len` and integer indexing. If its attribute `endless` is true,
+                as in `RollingWindows`, epoch e takes items e n .. e n + n - 1 for its n examples.
             batch_size: examples per update over all micro-batches and ranks, at least 1.
             collate: list of examples -> batch.
             seed: of the order.
@@ -121,10 +122,13 @@ class Batches:
         first = step * self.batch_size
         mine = list(enumerate(self.indices(step), first))[rank::world_size]
         size = micro_batch_size or len(mine)
-        return [
-            self.collate([self._visit(i, (place,)) for place, i in mine[start : start + size]])
-            for start in range(0, len(mine), size)
-        ]
+        examples = [self._visit(self._item(i, place), (place,)) for place, i in mine]
+        return [self.collate(examples[start : start + size]) for start in range(0, len(mine), size)]
+
+    def _item(self, index: int, place: int) -> int:
+        """The number of an example at a place of the stream: new in each epoch, if it has more."""
+        n = len(self.examples)
+        return index + place // n * n if getattr(self.examples, "endless", False) else index
 
     def _visit(self, index: int, place: tuple[int, ...]) -> Example:
         """The example, corrupted as it is at this place of the stream."""

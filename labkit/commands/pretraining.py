@@ -26,7 +26,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from labkit import runtime
 from labkit.atomic import claim, write_json
-from labkit.batches import Batches, Contexts, TokenWriter, Windows, read_tokens
+from labkit.batches import Batches, Contexts, RollingWindows, TokenWriter, read_tokens
 from labkit.commands.card import write_card
 from labkit.commands.options import Pretrain, check, to_dict
 from labkit.commands.shell import Progress, say, table
@@ -258,7 +258,7 @@ def _write_data(options: Pretrain, folder: Path) -> Tokenizer:
             facts = {"tokens": validation_file.tokens, "bytes": size["validation"]}
             validation.append({"name": source, "file": name, **facts})
     train["tokens"] = train_file.tokens
-    Windows(read_tokens(folder / "train.tokens"), options.context_length)  # long enough?
+    RollingWindows(read_tokens(folder / "train.tokens"), options.context_length)  # long enough?
     write_json(folder / "data.json", {"train": train, "validation": validation})
     return tokenizer
 
@@ -308,7 +308,7 @@ def _batches(
     options: Pretrain, facts: dict[str, Any], tokenizer: Tokenizer
 ) -> tuple[Batches, Batches]:
     folder, T = options.out / "data", options.context_length
-    windows = Windows(read_tokens(folder / "train.tokens"), T)
+    windows = RollingWindows(read_tokens(folder / "train.tokens"), T)
     size = options.batch_tokens // T
     share = max(1, options.eval_tokens // T // len(facts["validation"]))
     parts: list[Dataset] = []
