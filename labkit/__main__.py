@@ -209,8 +209,14 @@ def _foreseen(error: Exception, out: Path | None) -> str | None:
     if is_disk_full(error):
         where = f" of {str(out)!r}" if out is not None else ""
         return f"the disk{where} is full: free some space and resume, older checkpoints are intact"
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-        return "there is not enough memory: choose a smaller model or fewer examples at a time"
+    # By name: torch, whose error it is on a GPU, may never have been imported here.
+    gpu_full = any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
+    if gpu_full or isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        where = " on the GPU" if gpu_full else ""
+        return (
+            f"there is not enough memory{where}: choose a smaller model, or fewer examples at a "
+            "time (--micro-batch-size, which changes no result)"
+        )
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename} cannot be used ({error.strerror}): check path and rights"
     return None

@@ -7,15 +7,28 @@ survives, it ends with the very weights of one that nothing happened to.
 import io
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from commands import SMALL, alone, here, labelled, losses, start, write_rows, write_text
+from commands import (
+    SMALL,
+    alone,
+    environment,
+    here,
+    labelled,
+    losses,
+    start,
+    write_rows,
+    write_text,
+)
 from safetensors.torch import load_file
 from training import config, ragged_batches, tiny_model
 
@@ -440,6 +453,39 @@ def test_a_folder_without_rights_is_named(files, tmp_path, capfd):
     target = Path("/proc/labkit/run")
     assert here("pretrain", "--data", files / "a.txt", "--out", target, *SMALL) == 2
     assert_one_sentence(capfd, "/proc/labkit.* cannot be used")
+
+
+MEMORY = 8 * 2**30
+"""Bytes of addresses for a process that runs out of them; importing torch takes some three."""
+
+
+def test_running_out_of_memory_is_one_sentence(files, tmp_path):
+    """Refused by the operating system itself: a matrix of 51 GB where 8 are allowed."""
+    run = tmp_path / "run"
+    told = ["--data", files / "a.txt", "--out", run, *SMALL, "--d-ff", 10**9]
+    command = [sys.executable, "-m", "labkit", "pretrain", *map(str, told)]
+    limit = partial(resource.setrlimit, resource.RLIMIT_AS, (MEMORY, MEMORY))
+    done = subprocess.run(
+        command, env=environment(), capture_output=True, text=True, preexec_fn=limit, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("labkit: ")]
+    assert lines == [
+        "labkit: there is not enough memory: choose a smaller model, or fewer examples at a time "
+        "(--micro-batch-size, which changes no result)"
+    ]
+    assert "Traceback" not in done.stderr
+
+
+def test_a_full_gpu_is_one_sentence(files, tmp_path, monkeypatch, capfd):
+    from labkit.commands import pretraining
+
+    def full(options):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr(pretraining, "pretrain", full, raising=True)
+    assert here("pretrain", "--data", files / "a.txt", "--out", tmp_path / "run", *SMALL) == 2
+    assert_one_sentence(capfd, "there is not enough memory on the GPU: choose a smaller model")
 
 
 def test_stopping_by_hand_says_how_to_go_on(files, tmp_path):

@@ -9,6 +9,7 @@ backward pass is faster than the fused one's), examples of one length together, 
 Freed memory stays with the process for both, once labkit has trained in it.
 """
 
+import importlib.util
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from torch import nn
 
 from labkit import runtime
 from labkit.batches import Batches
+from labkit.errors import LabError
 from labkit.objectives.tasks import Objective
 from labkit.training.loop import train
 from labkit.training.run_folder import TrainConfig
@@ -58,7 +60,12 @@ def trainer_moments(
         precision: `fp32`, `bf16` or `fp16`.
         collate: list of examples -> batch; None: the Trainer's own.
         settings: further TrainingArguments.
+
+    Raises:
+        LabError: the Trainer's own requirement is not installed.
     """
+    if importlib.util.find_spec("accelerate") is None:
+        raise LabError("the Trainer needs the package accelerate: run pip install accelerate")
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     moments: list[float] = []
