@@ -393,3 +393,23 @@ def test_a_dollar_in_a_label_is_text_unless_it_encloses_a_formula():
     assert not any(label.get_parse_math() for label in ax.get_yticklabels())
     (ax,) = plots.heatmap(np.eye(2), rows=["$w_0$", "$w_1$"]).axes
     assert all(label.get_parse_math() for label in ax.get_yticklabels())
+
+
+def luminance(shade):
+    rgb = np.array([int(shade[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    return float(linear @ (0.2126, 0.7152, 0.0722))
+
+
+@pytest.mark.parametrize("shade", plots.PALETTE)
+def test_names_at_the_ends_of_lines_can_be_read_on_white(shade):
+    _, ax = plots.figure()
+    ax.plot([0, 1], [0, 1], color=shade)
+    (label,) = plots.label_ends(ax, [(1, 1, "a name", shade)])
+    text = label.get_color()
+    assert 1.05 / (luminance(text) + 0.05) >= 4.5
+    if 1.05 / (luminance(shade) + 0.05) > 4.6:
+        assert text.upper() == shade.upper(), "what can be read already keeps its colour"
+    order = [np.argsort([int(c[i : i + 2], 16) for i in (1, 3, 5)]).tolist() for c in (text, shade)]
+    assert order[0][-1] == order[1][-1], "the same hue"
+    assert ax.get_lines()[0].get_color() == shade, "the line keeps its colour"

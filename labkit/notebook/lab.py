@@ -17,6 +17,14 @@ from labkit.course import profiles
 from labkit.notebook import plots
 from labkit.notebook.tables import Table
 
+#: In a dark theme a white figure is turned to dark and its colours back to their hues: blue stays
+#: blue. JupyterLab, VS Code and Colab each name their dark theme in their own way.
+DARK = (
+    '[data-jp-theme-light="false"] .jp-OutputArea-output img, '
+    '.vscode-dark .output_container img, html[theme="dark"] img '
+    "{ filter: invert(0.93) hue-rotate(180deg) }"
+)
+
 #: When the current chapter started (seconds of `time.perf_counter`) and which one it is.
 _current: dict[str, Any] = {"started": time.perf_counter(), "chapter": "", "profile": ""}
 
@@ -75,7 +83,8 @@ def start(profile: str = "auto", seed: int = 0, chapter: str = "") -> Lab:
     shown = Table(
         list(card), [list(card.values())], set(), f"Python {python_version()}, {versions}"
     )
-    display(shown)
+    html = f"<style>{DARK}</style>{shown._repr_html_()}"
+    display({"text/html": html, "text/plain": repr(shown)}, raw=True)
     return lab
 
 

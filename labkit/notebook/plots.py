@@ -17,6 +17,7 @@ import numpy as np
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
 from PIL import Image
@@ -241,6 +242,25 @@ def curves(
     return _figure_of(ax)
 
 
+def readable(shade: str, contrast: float = 4.5) -> str:
+    """A colour for text on white: the same hue, darkened until it stands out enough.
+
+    Args:
+        shade: any colour that matplotlib knows.
+        contrast: ratio of luminances, (1 + 0.05) / (text's + 0.05); WCAG 2.2 asks for 4.5.
+
+    Returns:
+        "#RRGGBB".
+    """
+    rgb = np.array(to_rgb(shade))
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    luminance = float(linear @ (0.2126, 0.7152, 0.0722))
+    linear = linear * min(1.0, (1.05 / contrast - 0.05) / max(luminance, 1e-9))
+    darker = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    # Rounded down, so that the darkest of the allowed shades is not missed by a half.
+    return "#" + "".join(f"{int(255 * value):02X}" for value in darker)
+
+
 def label_ends(ax: Axes, ends: Sequence[tuple[float, float, str, str]]) -> list[Annotation]:
     """Write names at the right edge, moved apart where they would cover one another.
 
@@ -252,7 +272,7 @@ def label_ends(ax: Axes, ends: Sequence[tuple[float, float, str, str]]) -> list[
             name,
             (1.01, height),
             xycoords="axes fraction",
-            color=shade,
+            color=readable(shade),
             va="center",
             fontsize=9.5,
             annotation_clip=False,

@@ -15,7 +15,9 @@ import urllib.request
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
+from PIL import Image
 
 from labkit import course
 
@@ -80,6 +82,18 @@ with LiveCurve("A small net", references={"guessing": 1.609}) as curve:
 print(f"drawings {curve.drawings}, overhead {curve.overhead:.4f}")
 """  # fmt: skip
 
+#: A sheet, and a broad line in the palette's blue in its middle.
+DARK = (
+    "from labkit.notebook import start\nlab = start('smoke', 0, '00')",
+    """
+from labkit.notebook import plots
+fig, ax = plots.figure()
+ax.plot([0, 1], [0.5, 0.5], color=plots.BLUE, linewidth=60)
+ax.set_axis_off()
+fig
+""",
+)
+
 
 # --- fixtures ----------------------------------------------------------------------------------
 
@@ -104,10 +118,11 @@ def workplace(tmp_path_factory):
                 if cell.cell_type == "code":
                     cell.outputs, cell.execution_count = [], None
             nbformat.write(notebook, folder / chapter.path.name)
-    live = nbformat.v4.new_notebook()
-    live.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
-    live.cells = [nbformat.v4.new_code_cell(text.strip()) for text in LIVE]
-    nbformat.write(live, folder / "live.ipynb")
+    for name, cells in (("live", LIVE), ("dark", DARK)):
+        made = nbformat.v4.new_notebook()
+        made.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
+        made.cells = [nbformat.v4.new_code_cell(text.strip()) for text in cells]
+        nbformat.write(made, folder / f"{name}.ipynb")
     return folder
 
 
@@ -344,3 +359,32 @@ def test_a_live_curve_grows_without_flicker_and_stays(page, server, artefacts):
     assert final.evaluate(REACH) >= reaches[-1]
     words = page.locator(".jp-OutputArea-output", has_text="overhead").last.inner_text()
     assert float(words.split("overhead")[1]) <= 0.05
+
+
+def test_in_the_dark_theme_a_figure_is_dark_and_blue_stays_blue(page, server, artefacts):
+    open_notebook(page, server, "dark.ipynb")
+    run_all(page)
+    assert finished(page) == []
+    picture = page.locator(".jp-RenderedImage img").first
+    picture.wait_for()
+
+    def seen(name):
+        """Mean colour of the sheet's corner and of the line in its middle, 0 to 1."""
+        picture.screenshot(path=artefacts / f"browser-{name}.png")
+        pixels = np.asarray(Image.open(artefacts / f"browser-{name}.png").convert("RGB")) / 255
+        middle = pixels.shape[0] // 2
+        sheet, line = pixels[4:12, 4:12], pixels[middle - 3 : middle + 3, 300:320]
+        return sheet.mean(axis=(0, 1)), line.mean(axis=(0, 1))
+
+    sheet, line = seen("light")
+    assert sheet.min() > 0.95
+    assert line.argmax() == 2
+    page.locator(".lm-MenuBar-itemLabel", has_text="Settings").first.click()
+    page.locator(".lm-Menu-itemLabel", has_text="Theme").first.hover()
+    page.locator(".lm-Menu-itemLabel", has_text="JupyterLab Dark").first.click()
+    page.wait_for_selector('body[data-jp-theme-light="false"]', state="attached")
+    page.wait_for_timeout(1000)
+    sheet, line = seen("dark")
+    assert sheet.max() < 0.2
+    assert line.argmax() == 2, "a plain inversion would make blue orange"
+    assert line.mean() > sheet.mean() + 0.2
