@@ -46,7 +46,29 @@ def to_html(notebook: Path | str) -> str:
     content.metadata.pop("widgets", None)
     page, _ = Page(config=config).from_notebook_node(content)
     page = re.sub(r"<script\b.*?</script>", "", page, flags=re.DOTALL)
+    page = _with_alternatives(page, content)
     return page.replace("</head>", f"<style>{_FONTS}</style></head>", 1)
+
+
+def _with_alternatives(page: str, notebook: Any) -> str:
+    """The page whose pictures say in words what their outputs' plain text says."""
+    said = {}
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            words = data.get("text/plain", "")
+            if "image/png" in data and words and not words.startswith("<Figure size"):
+                said["".join(data["image/png"].split())] = words
+
+    def described(found: re.Match[str]) -> str:
+        picture = "".join(found["picture"].split())
+        if picture not in said:
+            return found[0]
+        words = escape(" ".join(said[picture].split()), quote=True)
+        return re.sub(r'alt="[^"]*"', "", found[0]).replace("<img", f'<img alt="{words}"', 1)
+
+    embedded = r'<img\b[^>]*?src="data:image/png;base64,(?P<picture>[^"]+)"[^>]*>'
+    return re.sub(embedded, described, page)
 
 
 _NO_FORMULAS = re.compile(r"(<pre\b.*?</pre>|<code\b.*?</code>|<[^>]+>)", re.DOTALL)

@@ -5,6 +5,7 @@
     lab = start(profile, seed, chapter="03")   device, precision, versions, seed; returns the Lab
     show(labkit.models.causal_mask)         live source, never a copy
     plots.heatmap(weights_TS)                  one palette for the whole course
+    Drawing(18, 6, "what it says")             boxes, arrows, shards: drawings that explain
     train(..., on_step=LiveCurve())            a curve that moves, at most 5 % of the time
     explore(draw, temperature=(0.1, 5.0))      sliders to a picture; static where nothing runs
     gradcheck.three_ways(...)                  by hand, autograd, central differences
@@ -15,6 +16,7 @@ Only this package imports matplotlib, ipywidgets and IPython; the core never imp
 """
 
 from labkit.notebook import gradcheck, plots
+from labkit.notebook.drawings import Drawing
 from labkit.notebook.exercises import check
 from labkit.notebook.lab import Lab, start
 from labkit.notebook.live import LiveCurve, progress, together
@@ -24,6 +26,7 @@ from labkit.notebook.tables import table
 from labkit.notebook.widgets import chat, explore, explore_text
 
 __all__ = [
+    "Drawing",
     "Lab",
     "LiveCurve",
     "chat",

@@ -115,6 +115,26 @@ def figure(
         return made, made.subplots(rows, columns, **options)
 
 
+def describe(fig: Figure) -> str:
+    """A figure in words, for those who do not see it.
+
+    What `fig.set_label` says; else what its panels say of themselves: titles, axes, named series.
+    """
+    if fig.get_label():
+        return str(fig.get_label())
+    panels = []
+    for ax in fig.axes:
+        title = ax.get_title() or ax.get_title("left")
+        named = [*ax.get_lines(), *ax.collections, *ax.containers]
+        names = [str(x.get_label()) for x in named if not str(x.get_label()).startswith("_")]
+        names += [text.get_text() for text in ax.texts if isinstance(text, Annotation)]
+        axes = [name for name in (ax.get_ylabel(), ax.get_xlabel()) if name]
+        parts = [title, " against ".join(axes), ", ".join(dict.fromkeys(filter(None, names)))]
+        if said := "; ".join(part for part in parts if part):
+            panels.append(said)
+    return "Figure: " + (". ".join(panels) if panels else f"{len(fig.axes)} panels without words")
+
+
 def png(fig: Figure, colours: int = 256) -> bytes:
     """The figure as a small PNG: a palette of 256 colours is about a third of the bytes.
 
@@ -442,4 +462,7 @@ def _register_png_formatter() -> None:
         return
     import matplotlib.pyplot  # noqa: F401  (activates the inline backend before we register)
 
-    shell.display_formatter.formatters["image/png"].for_type(Figure, png)
+    formatters = shell.display_formatter.formatters
+    formatters["image/png"].for_type(Figure, png)
+    # Pages made from the notebook take a picture's plain text as its alternative text.
+    formatters["text/plain"].for_type(Figure, lambda fig, to, cycle: to.text(describe(fig)))
