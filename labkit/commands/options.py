@@ -34,7 +34,7 @@ class Run:
 
     chapters: Positional[tuple[str, ...]] = ()
     """Chapters by number or name, such as 00 or 03_attention; none means all."""
-    profile: Literal["auto", "smoke", "cpu", "gpu"] = "auto"
+    profile: Literal["auto", "smoke", "cpu", "hour", "gpu"] = "auto"
     """Sizes: smoke (seconds), cpu (minutes), gpu; auto reads LABKIT_PROFILE, else the machine."""
     out: Path = Path("runs/course")
     """Folder for the executed notebooks, metrics.json and index.html."""

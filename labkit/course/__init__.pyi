@@ -3,6 +3,7 @@ from . import editing as editing
 from . import fingerprints as fingerprints
 from . import listing as listing
 from . import profiles as profiles
+from . import recorded as recorded
 from . import report as report
 from . import running as running
 from . import stamping as stamping
@@ -24,6 +25,11 @@ from .fingerprints import stale as stale
 from .profiles import PROFILES as PROFILES
 from .profiles import resolve_profile as resolve_profile
 from .profiles import sizes as sizes
+from .recorded import Recorded as Recorded
+from .recorded import read_recorded as read_recorded
+from .recorded import recorded_folder as recorded_folder
+from .recorded import stale_recordings as stale_recordings
+from .recorded import write_recorded as write_recorded
 from .report import to_html as to_html
 from .running import ChapterFailed as ChapterFailed
 from .running import execute as execute

@@ -4,6 +4,7 @@ python -m labkit.course edit 03           build/03_attention.py, to change in an
 python -m labkit.course commit 03         back into the notebook: executed, tied, stamped
 python -m labkit.course execute 03        the notebook as it is, executed
 python -m labkit.course stamp --check     is every output up to date?
+python -m labkit.course record 03         its sizes of an hour, run here and kept in data/recorded/
 python -m labkit.course verdicts FOLDER   which exercises passed in the notebooks handed in?
 """
 
@@ -13,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from labkit.course import editing, fingerprints, running, stamping, verdicts
+from labkit.course import editing, fingerprints, recorded, running, stamping, verdicts
 from labkit.course.chapter import chapters, one_chapter
 from labkit.errors import LabError
 from labkit.runtime import duration
@@ -67,6 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     handed_in.add_argument("notebooks", nargs="+", type=Path, help="notebooks, or folders of them")
     handed_in.add_argument("--csv", action="store_true", help="a row for each exercise, as CSV")
+    commands.add_parser(
+        "record", parents=[chapter], help="run a chapter for an hour and keep what it records"
+    )
     return parser
 
 
@@ -105,9 +109,16 @@ def _stamp(given: argparse.Namespace) -> int:
             print(f"stamped {path}")
     # What only a run can mend is said either way.
     untied = [said for chapter in chapters() for said in fingerprints.stale(chapter.path)]
+    untied += [said for chapter in chapters() for said in recorded.stale_recordings(chapter)]
     for said in untied:
         print(said, file=sys.stderr)
     return 1 if given.check and (changed or untied) else 0
+
+
+def _record(given: argparse.Namespace) -> int:
+    for path in running.record(given.chapter):
+        print(path)
+    return 0
 
 
 def _verdicts(given: argparse.Namespace) -> int:
@@ -123,6 +134,7 @@ _COMMANDS = {
     "edit": _edit,
     "commit": _commit,
     "execute": _execute,
+    "record": _record,
     "stamp": _stamp,
     "verdicts": _verdicts,
 }

@@ -2,6 +2,7 @@
 
 smoke   seconds: does it run?
 cpu     minutes on two cores: what is committed
+hour    up to an hour on the same cores: recorded once, shown beside `cpu` (see `recorded`)
 gpu     minutes on one GPU: the same experiments, larger
 """
 
@@ -12,11 +13,11 @@ import torch
 
 from labkit.errors import LabError
 
-PROFILES = ("smoke", "cpu", "gpu")
+PROFILES = ("smoke", "cpu", "hour", "gpu")
 
 
 def resolve_profile(profile: str = "auto") -> str:
-    """Return which sizes a chapter uses: `smoke`, `cpu` or `gpu`.
+    """Return which sizes a chapter uses: `smoke`, `cpu`, `hour` or `gpu`.
 
     Args:
         profile: one of `PROFILES`, or `auto`: the environment variable `LABKIT_PROFILE` if it is
@@ -34,16 +35,23 @@ def resolve_profile(profile: str = "auto") -> str:
     return profile
 
 
-def sizes(profile: str, *, smoke: dict, cpu: dict, gpu: dict) -> SimpleNamespace:
-    """Pick one profile's sizes; all three stand in the open in the chapter's cell.
+def sizes(
+    profile: str, *, smoke: dict, cpu: dict, gpu: dict, hour: dict | None = None
+) -> SimpleNamespace:
+    """Pick one profile's sizes; all stand in the open in the chapter's cell.
+
+    Args:
+        profile: as in `resolve_profile`.
+        smoke, cpu, gpu: every size in each.
+        hour: what differs from `cpu` in an hour; None: nothing.
 
     >>> sizes("cpu", smoke=dict(steps=2), cpu=dict(steps=300), gpu=dict(steps=5000)).steps
     300
 
     Raises:
-        LabError: the three profiles do not name the same sizes.
+        LabError: smoke, cpu and gpu do not name the same sizes, or hour names another.
     """
-    choices = {"smoke": smoke, "cpu": cpu, "gpu": gpu}
+    choices = {"smoke": smoke, "cpu": cpu, "gpu": gpu, "hour": {**cpu, **(hour or {})}}
     names = set().union(*choices.values())
     for key, value in choices.items():
         if missing := names - set(value):

@@ -8,6 +8,7 @@ A chapter that fails is named with its cell and its error; the others still run.
 """
 
 import os
+import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,9 +16,17 @@ from typing import Any
 
 from labkit.atomic import write_json, write_text
 from labkit.course import report
-from labkit.course.chapter import Chapter, chapters, metrics_of, read_notebook, write_notebook
+from labkit.course.chapter import (
+    Chapter,
+    chapters,
+    metrics_of,
+    one_chapter,
+    read_notebook,
+    write_notebook,
+)
 from labkit.course.fingerprints import fingerprint
 from labkit.course.profiles import resolve_profile
+from labkit.course.recorded import FOLDER, recorded_folder
 from labkit.errors import LabError
 
 
@@ -192,3 +201,30 @@ def execute_notebook(notebook: Any, name: str, out: Path, profile: str) -> dict[
     notebook.metadata["labkit"] = nbformat.from_dict(fingerprint(notebook))
     write_notebook(out, notebook)
     return metrics_of(out) or {}
+
+
+def record(name: str, folder: Path | None = None) -> list[Path]:
+    """Run a chapter in its sizes of an hour; what it records goes into data/recorded/.
+
+    Args:
+        name: number or name of the chapter, or the path of a notebook.
+        folder: where the records are kept; None takes `recorded_folder`.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ChapterFailed: a cell raised.
+        LabError: the chapter records nothing.
+    """
+    chapter = one_chapter(name)
+    place = folder or recorded_folder()
+    with tempfile.TemporaryDirectory() as scratch:
+        execute(chapter.path, Path(scratch) / chapter.path.name, "hour")
+        made = sorted((Path(scratch) / FOLDER).glob(f"{chapter.number}_*.jsonl"))
+        if not made:
+            raise LabError(f"{chapter.path.name} records nothing: it has no lab.recorded(...)")
+        place.mkdir(parents=True, exist_ok=True)
+        for path in made:
+            write_text(place / path.name, path.read_text(encoding="utf-8"))
+    return [place / path.name for path in made]

@@ -2,8 +2,10 @@
 
 import platform
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from platform import python_version
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +16,8 @@ from IPython.display import display
 import labkit
 from labkit import runtime
 from labkit.course import profiles
+from labkit.course.recorded import FOLDER as RECORDED_HERE
+from labkit.course.recorded import Recorded, read_recorded, write_recorded
 from labkit.notebook import plots
 from labkit.notebook.tables import Table
 
@@ -26,7 +30,12 @@ DARK = (
 )
 
 #: When the current chapter started (seconds of `time.perf_counter`) and which one it is.
-_current: dict[str, Any] = {"started": time.perf_counter(), "chapter": "", "profile": ""}
+_current: dict[str, Any] = {
+    "started": time.perf_counter(),
+    "chapter": "",
+    "profile": "",
+    "sizes": {},
+}
 
 
 @dataclass(frozen=True)
@@ -34,7 +43,7 @@ class Lab:
     """Where this chapter runs."""
 
     profile: str
-    """"smoke", "cpu" or "gpu"."""
+    """"smoke", "cpu", "hour" or "gpu"."""
     device: torch.device
     """Where tensors live."""
     precision: str
@@ -44,9 +53,44 @@ class Lab:
     chapter: str
     """Two digits, such as "03"."""
 
-    def sizes(self, *, smoke: dict, cpu: dict, gpu: dict) -> SimpleNamespace:
-        """The sizes of this profile; a chapter writes all three openly."""
-        return profiles.sizes(self.profile, smoke=smoke, cpu=cpu, gpu=gpu)
+    def sizes(
+        self, *, smoke: dict, cpu: dict, gpu: dict, hour: dict | None = None
+    ) -> SimpleNamespace:
+        """The sizes of this profile; a chapter writes all openly (`hour`: what is not as `cpu`)."""
+        chosen = profiles.sizes(self.profile, smoke=smoke, cpu=cpu, gpu=gpu, hour=hour)
+        _current["sizes"] = vars(chosen)
+        return chosen
+
+    def recorded(self, name: str, rows: Sequence[Mapping[str, Any]]) -> Recorded:
+        """The recorded hour of an experiment: read, or under the profile `hour` written.
+
+        Args:
+            name: of the experiment in this chapter.
+            rows: what the run that is live now found, as it would be recorded.
+
+        Returns:
+            What was recorded; show its `label` beside it.
+
+        Raises:
+            LabError: there is no record, or the rows cannot be one.
+        """
+        if self.profile != "hour":
+            return read_recorded(self.chapter, name)
+        header = {
+            "chapter": self.chapter,
+            "name": name,
+            "command": f"labkit run {self.chapter} --profile hour",
+            "sizes": _current["sizes"],
+            "seed": self.seed,
+            "device": _device_name(self.device),
+            "precision": self.precision,
+            "threads": torch.get_num_threads(),
+            "seconds": round(seconds_since_start()),
+            "date": time.strftime("%Y-%m-%d"),
+            "torch": metadata.version("torch"),
+        }
+        write_recorded(Path(RECORDED_HERE), header, rows)
+        return Recorded(header, [dict(row) for row in rows])
 
     def autocast(self) -> Any:
         """Context in which matrix products run in this lab's precision."""

@@ -1,0 +1,147 @@
+"""Recorded runs: what a chapter's experiment reaches in an hour, beside the live one of minutes.
+
+    labkit run 08 --profile hour        the chapter's `hour` sizes, on the machine at hand
+    python -m labkit.course record 08   the same, and what it recorded goes into data/recorded/
+    lab.recorded("prose", rows)         under `hour` writes the rows, else reads the committed ones
+
+A file is JSON lines: a header that says what was run, where and when, then a row for each line of a
+table or point of a curve. `stale` compares the header with the sizes that the chapter names now.
+"""
+
+import ast
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from labkit.atomic import write_text
+from labkit.course.chapter import Chapter, notebooks_folder, read_notebook
+from labkit.errors import LabError
+
+FOLDER = "recorded"
+
+
+class Recorded(NamedTuple):
+    """One recorded run."""
+
+    header: dict[str, Any]
+    """chapter, name, command, sizes, seed, device, precision, threads, seconds, date, torch."""
+    rows: list[dict[str, Any]]
+
+    @property
+    def label(self) -> str:
+        """What must stand beside it: recorded when, where, in how long, and by which command."""
+        h = self.header
+        minutes = h["seconds"] / 60
+        return (
+            f"Recorded on {h['date']} ({h['device']}, {h['threads']} threads, {h['precision']}), "
+            f"{minutes:.0f} minutes; repeat it with: {h['command']}"
+        )
+
+
+def recorded_folder() -> Path:
+    """Where the committed runs are: data/recorded of the checkout, or what a wheel installed."""
+    return notebooks_folder().parent / "data" / FOLDER
+
+
+def write_recorded(folder: Path, header: Mapping[str, Any], rows: Sequence[Mapping]) -> Path:
+    """Write one recorded run, whole or not at all.
+
+    Args:
+        folder: where to; made if needed.
+        header: at least chapter and name.
+        rows: of numbers and strings; at least one.
+
+    Raises:
+        LabError: no rows, or a value that JSON has no form for.
+    """
+    if not rows:
+        raise LabError(f"the recorded run {header['name']!r} has no rows: give at least one")
+    path = folder / f"{header['chapter']}_{header['name']}.jsonl"
+    try:
+        lines = [json.dumps(line, allow_nan=False) for line in (dict(header), *map(dict, rows))]
+    except (TypeError, ValueError) as error:
+        raise LabError(
+            f"the recorded run {header['name']!r} cannot be written ({error}): its rows must hold "
+            "finite numbers and strings"
+        ) from error
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(path, "\n".join(lines) + "\n")
+    return path
+
+
+def read_recorded(chapter: str, name: str, folder: Path | None = None) -> Recorded:
+    """A committed run.
+
+    Args:
+        chapter: two digits, such as "08".
+        name: what the chapter calls it.
+        folder: None takes `recorded_folder`.
+
+    Raises:
+        LabError: it was never recorded, or the file is damaged.
+    """
+    path = (folder or recorded_folder()) / f"{chapter}_{name}.jsonl"
+    if not path.exists():
+        raise LabError(
+            f"{path} does not exist: record it with `python -m labkit.course record {chapter}`"
+        )
+    try:
+        header, *rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+        if not (isinstance(header, dict) and rows and all(isinstance(r, dict) for r in rows)):
+            raise ValueError("a header and at least one row are needed")
+    except ValueError as error:
+        raise LabError(
+            f"{path} is damaged ({error}): record it again with "
+            f"`python -m labkit.course record {chapter}`"
+        ) from error
+    return Recorded(header, rows)
+
+
+def stale_recordings(chapter: Chapter, folder: Path | None = None) -> list[str]:
+    """A sentence for each recorded run of a chapter whose sizes are not those it names now."""
+    place = folder or recorded_folder()
+    files = sorted(place.glob(f"{chapter.number}_*.jsonl")) if place.exists() else []
+    now = hour_sizes(chapter) if files else {}
+    found = []
+    for path in files:
+        header = read_recorded(chapter.number, path.stem.split("_", 1)[1], place).header
+        then = header.get("sizes", {})
+        for key in sorted(set(now) | set(then)):
+            if now.get(key) != then.get(key):
+                found.append(
+                    f"{path} was recorded with {key} = {then.get(key)!r}, {chapter.path.name} now "
+                    f"says {now.get(key)!r}: run `python -m labkit.course record {chapter.number}`"
+                )
+    return found
+
+
+def hour_sizes(chapter: Chapter) -> dict[str, Any]:
+    """The sizes of the profile `hour` as they stand in a chapter: those of `cpu` where not named.
+
+    Raises:
+        LabError: they are not written as plain values.
+    """
+    for cell in read_notebook(chapter.path).cells:
+        if cell.cell_type != "code" or "sizes(" not in cell.source:
+            continue
+        for node in ast.walk(ast.parse(cell.source)):
+            is_call = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+            if is_call and node.func.attr == "sizes":
+                given = {k.arg: k.value for k in node.keywords}
+                parts = [_plain(given[name], chapter) for name in ("cpu", "hour") if name in given]
+                return json.loads(json.dumps({k: v for part in parts for k, v in part.items()}))
+    return {}
+
+
+def _plain(node: ast.expr, chapter: Chapter) -> dict[str, Any]:
+    """dict(a=1, b=(2, 3)) as a value."""
+    try:
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "dict":
+            return {str(k.arg): ast.literal_eval(k.value) for k in node.keywords}
+        return dict(ast.literal_eval(node))
+    except ValueError as error:
+        raise LabError(
+            f"{chapter.path.name} computes a size: write sizes as plain values, so that recorded "
+            "runs can be compared with them"
+        ) from error
