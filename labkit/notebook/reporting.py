@@ -1,10 +1,11 @@
-"""`report`: the chapter's numbers, as a table for people and as JSON for the course.
+"""`report`: the chapter's numbers, as a folded table for people and as JSON for the course.
 
 The JSON travels inside the output of the cell, under a MIME type of its own. `labkit.course` reads
 it from the executed notebook, so that what a learner sees and what a test asserts are one thing.
 """
 
 import math
+from html import escape
 from typing import Any
 
 from IPython.display import display
@@ -17,7 +18,7 @@ from labkit.notebook.tables import table
 
 
 def report(metrics: dict[str, float], digits: int = 4) -> None:
-    """Display the chapter's metrics with its time and peak memory, and record them for the course.
+    """Display the chapter's time and peak memory, its metrics folded away, and record them.
 
     Args:
         metrics: name -> finite number.
@@ -42,6 +43,7 @@ def report(metrics: dict[str, float], digits: int = 4) -> None:
         f"Chapter {chapter or '?'}, profile {profile or '?'}: {payload['seconds']:.0f} s, "
         f"peak memory {payload['peak_rss_mb']:,.0f} MB."
     )
-    shown = table(rows, digits=digits, note=note)
-    bundle = {"text/html": shown._repr_html_(), "text/plain": repr(shown), METRICS_MIME: payload}
+    shown = table(rows, digits=digits)
+    html = f"<details><summary>{escape(note)} Its figures</summary>{shown._repr_html_()}</details>"
+    bundle = {"text/html": html, "text/plain": repr(shown), METRICS_MIME: payload}
     display(bundle, raw=True)
