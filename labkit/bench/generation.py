@@ -84,7 +84,7 @@ def _writers(
         return out[:, PROMPT:].tolist()
 
     def transformers_compiled(new: int) -> list[list[int]]:
-        compiling = CompileConfig(fullgraph=False, mode="default")
+        compiling: Any = CompileConfig(fullgraph=False, mode="default")
         compiling._compile_all_devices = True  # else transformers compiles on GPUs alone
         return transformers(new, cache_implementation="static", compile_config=compiling)
 

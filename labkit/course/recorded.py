@@ -126,8 +126,9 @@ def hour_sizes(chapter: Chapter) -> dict[str, Any]:
         if cell.cell_type != "code" or "sizes(" not in cell.source:
             continue
         for node in ast.walk(ast.parse(cell.source)):
-            is_call = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
-            if is_call and node.func.attr == "sizes":
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            if node.func.attr == "sizes":
                 given = {k.arg: k.value for k in node.keywords}
                 parts = [_plain(given[name], chapter) for name in ("cpu", "hour") if name in given]
                 return json.loads(json.dumps({k: v for part in parts for k, v in part.items()}))

@@ -181,11 +181,12 @@ class Drawing:
             self.axes.add_patch(
                 Rectangle(place, cell, cell, facecolor=inside, edgecolor="white", linewidth=1.2)
             )
-            if written is not None and written[i][j]:
+            words = "" if written is None else written[i][j]
+            if words:
                 middle = Box(*place, cell, cell)
                 red, green, blue = to_rgb(inside)
                 ink = "white" if 0.3 * red + 0.6 * green + 0.1 * blue < 0.5 else BLACK
-                text = self._write(*middle.centre, written[i][j], ink, SMALL)
+                text = self._write(*middle.centre, words, ink, SMALL)
                 self._inside.append((text, middle))
         made = Box(x, y, columns * cell, rows * cell)
         self.axes.add_patch(
