@@ -181,7 +181,7 @@ class Drawing:
             self.axes.add_patch(
                 Rectangle(place, cell, cell, facecolor=inside, edgecolor="white", linewidth=1.2)
             )
-            words = "" if written is None else written[i][j]
+            words = "" if written is None else str(written[i][j])
             if words:
                 middle = Box(*place, cell, cell)
                 red, green, blue = to_rgb(inside)
