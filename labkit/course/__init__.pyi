@@ -1,6 +1,7 @@
 from . import chapter as chapter
 from . import editing as editing
 from . import fingerprints as fingerprints
+from . import form as form
 from . import listing as listing
 from . import profiles as profiles
 from . import recorded as recorded
@@ -22,6 +23,8 @@ from .editing import commit as commit
 from .editing import edit as edit
 from .fingerprints import fingerprint as fingerprint
 from .fingerprints import stale as stale
+from .form import breaches as breaches
+from .form import has_form as has_form
 from .profiles import PROFILES as PROFILES
 from .profiles import resolve_profile as resolve_profile
 from .profiles import sizes as sizes
