@@ -134,11 +134,11 @@ LACKING = [
     (without(-1), "the last code cell must report(...)"),
     (
         edited(8, "## 2 ·", "## 3 ·"),
-        "sections must be numbered 1, 2, 3 ... (`## 1 · Title`), not [1",
+        "sections must be numbered 1, 2, 3 ... (`## 1 · Title`), not",
     ),
     (
         edited(-2, "## Summary", "## In short"),
-        "the chapter must end with the sections Exercises, Sum",
+        "the chapter must end with the sections",
     ),
     (edited(-2, "| term | 中文 |", "| term | Chinese |"), "the terms must stand in a table"),
     (edited(8, "### Common mistake ·", "### Mistake:"), "at least one `### Common mistake"),

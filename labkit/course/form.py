@@ -1,6 +1,6 @@
 """The form of a chapter: what a reader finds where, in each of them.
 
-    # NN · Title            a sentence, what you will be able to do, a card      (cell 0, tag `header`)
+    # NN · Title            a sentence, what you will be able to do, a card (cell 0, tag `header`)
     set-up                  folded: install, parameters, imports, sizes
     a result                the first code cell that shows has an output
     ## 1 · Section ...      drawings (tag `drawing`, folded), captions after pictures,
