@@ -4,8 +4,10 @@ import json
 import os
 import random
 import shlex
+import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 from labkit.__main__ import main
@@ -59,11 +61,12 @@ def environment() -> dict[str, str]:
     return {**os.environ, "COLUMNS": "200"}
 
 
-def start(*arguments: object) -> subprocess.Popen:
-    """Start `python -m labkit` on its own."""
+def start(*arguments: object, hangup: signal.Handlers = signal.SIG_DFL) -> subprocess.Popen:
+    """Start `python -m labkit` on its own; what SIGHUP does to it does not come from these tests."""
     command = [sys.executable, "-m", "labkit", *map(str, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env=environment(), **pipes)
+    obey = partial(signal.signal, signal.SIGHUP, hangup)
+    return subprocess.Popen(command, env=environment(), preexec_fn=obey, **pipes)
 
 
 def alone(*arguments: object) -> subprocess.CompletedProcess:

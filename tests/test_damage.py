@@ -403,3 +403,19 @@ def test_a_closed_terminal_ends_training_with_a_checkpoint(base, tmp_path):
     assert process.returncode == 130
     steps = [int(p.name[5:]) for p in (out / "checkpoints").iterdir()]
     assert max(steps) == len((out / "metrics.jsonl").read_text().splitlines())
+
+
+@pytest.mark.multi
+def test_under_nohup_a_closed_terminal_ends_nothing(base, tmp_path):
+    out = tmp_path / "run"
+    settings = [*SMALL, "--steps", 60, "--save-every", 0, "--eval-every", 0]
+    told = ("pretrain", "--data", base / "a.txt", "--out", out, *settings)
+    process = start(*told, hangup=signal.SIG_IGN)
+    for _ in range(2400):
+        if (out / "metrics.jsonl").exists() and (out / "metrics.jsonl").stat().st_size:
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGHUP)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert len((out / "metrics.jsonl").read_text().splitlines()) == 60

@@ -15,7 +15,7 @@ STOPPING = tuple(
 class Stop:
     """Ctrl-C (a notebook's stop button), SIGTERM or a closed terminal end a run after an update.
 
-    So the last checkpoint holds that update. A second Ctrl-C interrupts at once. Several ranks are
+    So the last checkpoint holds that update; under nohup a closed terminal ends nothing. A second Ctrl-C interrupts at once. Several ranks are
     torchrun's to stop: they could not agree on the update.
     """
 
@@ -27,6 +27,9 @@ class Stop:
     def __enter__(self) -> "Stop":
         if self.listens:
             for number in STOPPING:
+                hangup = number == getattr(signal, "SIGHUP", None)
+                if hangup and signal.getsignal(number) == signal.SIG_IGN:
+                    continue  # nohup: the run is to outlive its terminal
                 self.before[number] = signal.signal(number, self._ask)
         return self
 
