@@ -62,7 +62,7 @@ def environment() -> dict[str, str]:
 
 
 def start(*arguments: object, hangup: signal.Handlers = signal.SIG_DFL) -> subprocess.Popen:
-    """Start `python -m labkit` on its own; what SIGHUP does to it does not come from these tests."""
+    """Start `python -m labkit` on its own, where SIGHUP does what `hangup` says."""
     command = [sys.executable, "-m", "labkit", *map(str, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     obey = partial(signal.signal, signal.SIGHUP, hangup)

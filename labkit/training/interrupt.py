@@ -15,8 +15,9 @@ STOPPING = tuple(
 class Stop:
     """Ctrl-C (a notebook's stop button), SIGTERM or a closed terminal end a run after an update.
 
-    So the last checkpoint holds that update; under nohup a closed terminal ends nothing. A second Ctrl-C interrupts at once. Several ranks are
-    torchrun's to stop: they could not agree on the update.
+    So the last checkpoint holds that update. A second Ctrl-C interrupts at once; under nohup a
+    closed terminal ends nothing. Several ranks are torchrun's to stop: they could not agree on the
+    update.
     """
 
     def __init__(self, here: runtime.World):
