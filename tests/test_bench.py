@@ -32,6 +32,16 @@ def test_a_quick_run_measures_everything(capsys):
     ):
         assert values
         assert all(value > 0 for value in values.values())
+    for what, speed in (
+        ("fine-tuning", report.examples_per_second),
+        ("pretraining", report.tokens_per_second),
+    ):
+        ours, theirs = (
+            max((n for n in speed if n.startswith(who)), key=speed.__getitem__)
+            for who in ("labkit", "Trainer")
+        )
+        ratio = report.ratios[f"{what}: {ours} / {theirs}"]
+        assert ratio == pytest.approx(speed[ours] / speed[theirs]), "the fastest of each"
     assert 0 < report.loading_share < 1
     assert len(report.quality) == 2
     assert set(report.peak_gb) == set(memory.FEW)

@@ -10,6 +10,7 @@ import torch
 from commands import SMALL, here, labelled, sentences, write_rows
 
 from labkit import generation
+from labkit.batches import read_tokens
 from labkit.models import Transformer, TransformerConfig
 from labkit.models.huggingface import load_pretrained, save_pretrained
 from labkit.text import ASSISTANT, END_OF_TEXT, USER, Tokenizer, corpora, train_bpe
@@ -341,3 +342,35 @@ def test_generate_names_a_number_out_of_range(option, value, allowed, language_m
     assert here("generate", language_model, "--prompt", "the key", f"{option}={value}") == 2
     name = option.removeprefix("--").replace("-", "_")
     assert_one_sentence(capfd, f"{name} ", "is out of range", allowed)
+
+
+def test_pretrain_makes_every_token_a_target_and_cuts_elsewhere_in_each_epoch(
+    files, tmp_path, monkeypatch
+):
+    """What the model was given, seen at its first layer."""
+    read = []
+    encode = Transformer.encode
+
+    def watched(self, input_ids, *given, **named):
+        if self.training:
+            read.append(input_ids.clone())
+        return encode(self, input_ids, *given, **named)
+
+    monkeypatch.setattr(Transformer, "encode", watched)
+    run = tmp_path / "run"
+    told = [*SMALL, "--steps", 100, "--eval-every", 0, "--save-every", 0]
+    assert here("pretrain", "--data", files / "text.jsonl", "--out", run, *told) == 0
+    tokens = read_tokens(run / "data" / "train.tokens").tolist()
+    windows = [tuple(row) for batch in read for row in batch.tolist()]
+    an_epoch = len(tokens) // 32
+    epochs = len(windows) // an_epoch
+    assert epochs >= 3
+    ring = tokens + tokens[:32]
+    places = {tuple(ring[i : i + 32]): i for i in range(len(tokens))}
+    cuts = [
+        {places[window] % 32 for window in windows[e * an_epoch : (e + 1) * an_epoch]}
+        for e in range(epochs)
+    ]
+    assert len(set.union(*cuts)) >= epochs, "each epoch begins its contexts at other places"
+    seen = {(places[window] + k + 1) % len(tokens) for window in windows for k in range(32)}
+    assert seen == set(range(len(tokens))), "a token that is never a target"

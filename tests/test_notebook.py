@@ -21,6 +21,7 @@ from labkit.notebook import (
     gradcheck,
     plots,
     progress,
+    report,
     show,
     table,
     together,
@@ -413,3 +414,14 @@ def test_names_at_the_ends_of_lines_can_be_read_on_white(shade):
     order = [np.argsort([int(c[i : i + 2], 16) for i in (1, 3, 5)]).tolist() for c in (text, shade)]
     assert order[0][-1] == order[1][-1], "the same hue"
     assert ax.get_lines()[0].get_color() == shade, "the line keeps its colour"
+
+
+def test_the_figures_of_a_run_are_folded_away(shown):
+    report({"loss_of_the_model": 1.25})
+    (bundle,) = shown
+    head, _, table_inside = bundle["text/html"].partition("</summary>")
+    assert head.startswith("<details><summary>Chapter ")
+    assert "peak memory" in head
+    assert "loss of the model" not in head
+    assert table_inside.endswith("</table></details>")
+    assert "1.25" in table_inside

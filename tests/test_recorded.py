@@ -53,7 +53,11 @@ def test_an_hour_is_recorded_once_and_shown_beside_the_live_run(chapter, tmp_pat
     assert kept.header["date"] in kept.label
     shown = course.execute(toy.path, tmp_path / "out.ipynb", "cpu")
     assert shown["metrics"] == {"live": 3, "recorded": 7}
-    assert not list(tmp_path.glob("recorded")), "only the profile `hour` writes"
+    before = sorted(tmp_path.rglob("*"))
+    results = course.run([], "hour", tmp_path / "run", folder=toy.path.parent, progress=False)
+    assert results["04_toy"]["metrics"] == {"live": 7, "recorded": 7}
+    new = {path for path in set(tmp_path.rglob("*")) - set(before) if path.suffix == ".jsonl"}
+    assert new == set(), "only `record` keeps anything"
 
 
 def test_a_record_of_other_sizes_is_stale(chapter):

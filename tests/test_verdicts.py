@@ -2,6 +2,7 @@
 
 import csv
 import io
+import shutil
 
 import nbformat
 import pytest
@@ -87,6 +88,18 @@ def test_a_file_from_outside_brings_nothing_but_verdicts(tmp_path, monkeypatch, 
     assert verdicts_of("=1+1.ipynb") == {"05.3": "failed"}
     assert main(["verdicts", "--csv", "=1+1.ipynb"]) == 0
     assert "\n'=1+1.ipynb,05.3,failed\n" in capsys.readouterr().out
+
+
+def test_one_bad_file_does_not_hide_the_others(handed_in, tmp_path, capsys):
+    shutil.copytree(handed_in / "ada", tmp_path / "ada")
+    (tmp_path / "bob.ipynb").write_text('{"cells": 3}')
+    assert main(["verdicts", str(tmp_path)]) == 0
+    ada, bob = capsys.readouterr().out.splitlines()
+    assert ada.endswith("ada/05.ipynb  1 of 2 passed: 05.2 not attempted")
+    assert bob.endswith("bob.ipynb  is no readable notebook")
+    assert main(["verdicts", "--csv", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.endswith("bob.ipynb,,unreadable\n")
+    assert main(["verdicts", str(tmp_path / "bob.ipynb")]) == 2
 
 
 def test_what_cannot_be_collected_is_named(tmp_path):

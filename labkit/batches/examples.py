@@ -61,8 +61,8 @@ class RollingWindows(Windows):
     always stands first in its context, where it has nothing to go by.
 
     The stream is a ring of N tokens: its end goes on with its beginning. Item e n + i of the
-    endless sequence, n = N // T, begins at (i T + round(e T 0.618)) mod N; epoch 0 is `Windows`.
-    `Batches` asks for the items of the epoch in which it is.
+    endless sequence, n = N // T, begins at (i T + round(e T 0.618)) mod N; epoch 0 is as
+    `Windows`. `Batches` asks for the items of the epoch in which it is.
     """
 
     endless = True

@@ -55,5 +55,5 @@ def sizes(
     names = set().union(*choices.values())
     for key, value in choices.items():
         if missing := names - set(value):
-            raise LabError(f"profile {key!r} lacks {sorted(missing)}: give every size in all three")
+            raise LabError(f"profile {key!r} lacks {sorted(missing)}: give every size in each")
     return SimpleNamespace(**choices[resolve_profile(profile)])

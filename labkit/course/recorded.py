@@ -1,11 +1,11 @@
 """Recorded runs: what a chapter's experiment reaches in an hour, beside the live one of minutes.
 
     labkit run 08 --profile hour        the chapter's `hour` sizes, on the machine at hand
-    python -m labkit.course record 08   the same, and what it recorded goes into data/recorded/
-    lab.recorded("prose", rows)         under `hour` writes the rows, else reads the committed ones
+    python -m labkit.course record 08   the same, and its rows go into data/recorded/
+    lab.recorded("prose", rows)         the committed rows; under `hour` those of the live run
 
 A file is JSON lines: a header that says what was run, where and when, then a row for each line of a
-table or point of a curve. `stale` compares the header with the sizes that the chapter names now.
+table or point of a curve. `stale_recordings` compares the header with the chapter's sizes of today.
 """
 
 import ast
@@ -16,9 +16,11 @@ from typing import Any, NamedTuple
 
 from labkit.atomic import write_text
 from labkit.course.chapter import Chapter, notebooks_folder, read_notebook
+from labkit.course.syntax import is_sizes
 from labkit.errors import LabError
 
-FOLDER = "recorded"
+#: The environment variable that names the folder in which a run of an hour leaves its records.
+KEEP = "LABKIT_KEEP_RECORDED"
 
 
 class Recorded(NamedTuple):
@@ -41,7 +43,7 @@ class Recorded(NamedTuple):
 
 def recorded_folder() -> Path:
     """Where the committed runs are: data/recorded of the checkout, or what a wheel installed."""
-    return notebooks_folder().parent / "data" / FOLDER
+    return notebooks_folder().parent / "data" / "recorded"
 
 
 def write_recorded(folder: Path, header: Mapping[str, Any], rows: Sequence[Mapping]) -> Path:
@@ -126,9 +128,7 @@ def hour_sizes(chapter: Chapter) -> dict[str, Any]:
         if cell.cell_type != "code" or "sizes(" not in cell.source:
             continue
         for node in ast.walk(ast.parse(cell.source)):
-            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
-                continue
-            if node.func.attr == "sizes":
+            if isinstance(node, ast.Call) and is_sizes(node.func):
                 given = {k.arg: k.value for k in node.keywords}
                 parts = [_plain(given[name], chapter) for name in ("cpu", "hour") if name in given]
                 return json.loads(json.dumps({k: v for part in parts for k, v in part.items()}))

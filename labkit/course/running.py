@@ -10,7 +10,7 @@ A chapter that fails is named with its cell and its error; the others still run.
 import os
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from labkit.course.chapter import (
 )
 from labkit.course.fingerprints import fingerprint
 from labkit.course.profiles import resolve_profile
-from labkit.course.recorded import FOLDER, recorded_folder
+from labkit.course.recorded import KEEP, recorded_folder
 from labkit.errors import LabError
 
 
@@ -49,7 +49,7 @@ def run(
 
     Args:
         names: chapters by number or name; none means all.
-        profile: "smoke", "cpu", "gpu" or "auto".
+        profile: "smoke", "cpu", "hour", "gpu" or "auto".
         out: folder to write, made if it is not there.
         seed: the notebooks' seed parameter.
         folder: where the notebooks are; None looks for the checkout's.
@@ -159,7 +159,9 @@ def execute(path: Path | str, out: Path | str, profile: str = "cpu") -> dict[str
     return execute_notebook(read_notebook(Path(path)), Path(path).name, Path(out), profile)
 
 
-def execute_notebook(notebook: Any, name: str, out: Path, profile: str) -> dict[str, Any]:
+def execute_notebook(
+    notebook: Any, name: str, out: Path, profile: str, environment: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Run a notebook in memory and write it: outputs, widget state, the fingerprint of the run.
 
     Nothing else of the run stays (times, versions), and nothing is written if a cell fails.
@@ -169,6 +171,7 @@ def execute_notebook(notebook: Any, name: str, out: Path, profile: str) -> dict[
         name: what an error calls it.
         out: the notebook to write; the kernel runs in its folder.
         profile: set as LABKIT_PROFILE, which `profile = "auto"` reads.
+        environment: further variables of the kernel.
 
     Returns:
         Its metrics payload (see `metrics_of`).
@@ -193,7 +196,7 @@ def execute_notebook(notebook: Any, name: str, out: Path, profile: str) -> dict[
         resources={"metadata": {"path": str(out.resolve().parent)}},
     )
     try:
-        client.execute(env={**os.environ, "LABKIT_PROFILE": profile})
+        client.execute(env={**os.environ, **(environment or {}), "LABKIT_PROFILE": profile})
     except CellExecutionError as failure:
         raise ChapterFailed(f"{name}: {failure.ename}: {failure.evalue}") from failure
     except (CellTimeoutError, DeadKernelError) as failure:
@@ -220,8 +223,10 @@ def record(name: str, folder: Path | None = None) -> list[Path]:
     chapter = one_chapter(name)
     place = folder or recorded_folder()
     with tempfile.TemporaryDirectory() as scratch:
-        execute(chapter.path, Path(scratch) / chapter.path.name, "hour")
-        made = sorted((Path(scratch) / FOLDER).glob(f"{chapter.number}_*.jsonl"))
+        notebook = read_notebook(chapter.path)
+        written = Path(scratch) / chapter.path.name
+        execute_notebook(notebook, chapter.path.name, written, "hour", {KEEP: scratch})
+        made = sorted(Path(scratch).glob(f"{chapter.number}_*.jsonl"))
         if not made:
             raise LabError(f"{chapter.path.name} records nothing: it has no lab.recorded(...)")
         place.mkdir(parents=True, exist_ok=True)

@@ -53,7 +53,7 @@ def _dump(node: object, docstrings: bool) -> str:
             continue
         if name == "body" and not docstrings and _has_docstring(node):
             value = value[1:]
-        elif name == "keywords" and isinstance(node, ast.Call) and _is_sizes(node.func):
+        elif name == "keywords" and isinstance(node, ast.Call) and is_sizes(node.func):
             value = [keyword for keyword in value if keyword.arg not in OTHER_PROFILES]
         elif name == "values" and isinstance(node, ast.JoinedStr):
             value = _joined(value)
@@ -67,7 +67,8 @@ def _has_docstring(node: ast.AST) -> bool:
     return isinstance(node, kinds) and ast.get_docstring(node, clean=False) is not None
 
 
-def _is_sizes(function: ast.expr) -> bool:
+def is_sizes(function: ast.expr) -> bool:
+    """Whether a call's function is named `sizes`, such as `lab.sizes`."""
     name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
     return name == "sizes"
 

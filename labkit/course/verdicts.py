@@ -28,7 +28,8 @@ class Row(NamedTuple):
     exercise: str
     """Such as "03.2"."""
     status: str
-    """One of `STATUSES`: the last verdict in the order of the cells."""
+    """One of `STATUSES`: the last verdict in the order of the cells; or "unreadable", of a file
+    among others that is no notebook."""
 
 
 def verdicts_of(notebook: Path | str) -> dict[str, str]:
@@ -57,7 +58,7 @@ def collect(paths: Iterable[Path | str]) -> list[Row]:
         paths: notebooks, or folders that are searched for them, subfolders included.
 
     Raises:
-        LabError: a path does not exist, or no notebook is there.
+        LabError: a path does not exist, no notebook is there, or the only one cannot be read.
     """
     files: list[Path] = []
     for path in map(Path, paths):
@@ -67,11 +68,15 @@ def collect(paths: Iterable[Path | str]) -> list[Row]:
         files += [file for file in inside if ".ipynb_checkpoints" not in file.parts]
     if not files:
         raise LabError("there is no notebook in what was given: give files that end in .ipynb")
-    return [
-        Row(str(file), number, status)
-        for file in files
-        for number, status in verdicts_of(file).items()
-    ]
+    rows = []
+    for file in files:
+        try:
+            rows += [Row(str(file), *said) for said in verdicts_of(file).items()]
+        except LabError:
+            if len(files) == 1:
+                raise
+            rows.append(Row(str(file), "", "unreadable"))  # one bad file does not hide the others
+    return rows
 
 
 def as_csv(rows: Sequence[Row]) -> str:
@@ -89,6 +94,9 @@ def as_lines(rows: Sequence[Row]) -> list[str]:
     lines = []
     for notebook in dict.fromkeys(row.notebook for row in rows):
         own = [row for row in rows if row.notebook == notebook]
+        if own[0].status == "unreadable":
+            lines.append(f"{notebook}  is no readable notebook")
+            continue
         passed = sum(row.status == "passed" for row in own)
         open_ones = [f"{row.exercise} {row.status}" for row in own if row.status != "passed"]
         left = f": {', '.join(open_ones)}" if open_ones else ""

@@ -3,9 +3,9 @@
     64 random bits ──> four numbers of 16 bits ──> kept where below a threshold (1 byte each)
     forward: x · mask / P(kept)          backward: dy · the same mask / P(kept)
 
-On a CPU torch draws a Bernoulli number for each entry: some 5 ns each, which was 45 % of an update
-of a small encoder in bf16. A word of the same generator serves four entries here, so a run resumes
-to the bit as before; the bits drawn differ from torch's.
+On a CPU torch draws a Bernoulli number for each entry. Here a word of the same generator serves
+four entries, which takes less time (docs/LOG.md); a run resumes to the bit as before, and the bits
+drawn differ from torch's.
 
 P(kept) is a multiple of 1/65,536, and the division uses that very number: the mean is exact.
 

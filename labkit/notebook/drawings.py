@@ -6,9 +6,9 @@
     d.arrow(q.right, s.left, "q · k")
     d.done()                     -> a Figure, the last line of a folded cell
 
-A drawing is a sheet of units, half a centimetre at the size that a notebook shows, y downwards as
-one reads. What it says in words travels with it (`plots.describe`). A text that does not fit its
-box, or two that cover one another, is an error here and not an ugly picture there.
+A drawing is a sheet of units, 40 pixels at the size that a notebook shows, y downwards as one
+reads. What it says in words travels with it (`plots.describe`). A text that does not fit its box,
+or two that cover one another, is an error here and not an ugly picture there.
 
 Everything is drawn by matplotlib in the course's palette (`plots`).
 """

@@ -1,5 +1,6 @@
 """`start`: the first call of a chapter. It chooses the device, seeds everything and says so."""
 
+import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -16,16 +17,14 @@ from IPython.display import display
 import labkit
 from labkit import runtime
 from labkit.course import profiles
-from labkit.course.recorded import FOLDER as RECORDED_HERE
-from labkit.course.recorded import Recorded, read_recorded, write_recorded
+from labkit.course.recorded import KEEP, Recorded, read_recorded, write_recorded
 from labkit.notebook import plots
 from labkit.notebook.tables import Table
 
-#: In a dark theme a white figure is turned to dark and its colours back to their hues: blue stays
-#: blue. JupyterLab, VS Code and Colab each name their dark theme in their own way.
+#: In JupyterLab's dark theme a white figure is turned to dark and its colours back to their hues:
+#: blue stays blue.
 DARK = (
-    '[data-jp-theme-light="false"] .jp-OutputArea-output img, '
-    '.vscode-dark .output_container img, html[theme="dark"] img '
+    '[data-jp-theme-light="false"] .jp-OutputArea-output img '
     "{ filter: invert(0.93) hue-rotate(180deg) }"
 )
 
@@ -62,14 +61,14 @@ class Lab:
         return chosen
 
     def recorded(self, name: str, rows: Sequence[Mapping[str, Any]]) -> Recorded:
-        """The recorded hour of an experiment: read, or under the profile `hour` written.
+        """The recorded hour of an experiment; under the profile `hour` the live run is that hour.
 
         Args:
             name: of the experiment in this chapter.
             rows: what the run that is live now found, as it would be recorded.
 
         Returns:
-            What was recorded; show its `label` beside it.
+            What was recorded; show its `label` beside it. `labkit.course record` keeps it.
 
         Raises:
             LabError: there is no record, or the rows cannot be one.
@@ -89,7 +88,8 @@ class Lab:
             "date": time.strftime("%Y-%m-%d"),
             "torch": metadata.version("torch"),
         }
-        write_recorded(Path(RECORDED_HERE), header, rows)
+        if keep := os.environ.get(KEEP):
+            write_recorded(Path(keep), header, rows)
         return Recorded(header, [dict(row) for row in rows])
 
     def autocast(self) -> Any:

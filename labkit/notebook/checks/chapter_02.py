@@ -195,9 +195,10 @@ def fertility(attempt, fresh: Fresh) -> None:
     def encode(text: str) -> list[int]:
         return [ord(c) for i, c in enumerate(text) if i % 2 == 0]
 
+    # Few short words and many long ones: the mean of the two ratios is far from the ratio of sums.
     texts = [
-        "  ".join(_word(fresh, "abcdefgh", 2, 9) for _ in range(n))
-        for n in (fresh.integer(2, 4), fresh.integer(20, 40))
+        "  ".join(_word(fresh, "abcdefgh", *lengths) for _ in range(n))
+        for n, lengths in ((fresh.integer(2, 4), (2, 4)), (fresh.integer(20, 40), (6, 9)))
     ]
     tokens = [len(encode(text)) for text in texts]
     words = [len(text.split()) for text in texts]

@@ -198,7 +198,7 @@ def update_loss(attempt, fresh: Fresh) -> None:
 @exercise("05.6", title="bits per byte")
 def bits_per_byte(attempt, fresh: Fresh) -> None:
     text = "语言模型 costs bits: " * fresh.integer(2, 6)
-    nats, tokens = float(fresh.uniform(1, low=1.0, high=4.0)), fresh.integer(20, 60)
+    nats, tokens = float(fresh.uniform(1, low=1.0, high=4.0)), fresh.integer(20, 30)
     size = len(text.encode())
     compare(
         attempt(nats, tokens, text),
