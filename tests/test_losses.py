@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from labkit.errors import LabError
 from labkit.objectives import losses
@@ -90,6 +91,18 @@ def test_chunked_never_holds_all_logits():
     ):
         losses.chunked_cross_entropy(hidden, weight, torch.zeros(n, dtype=torch.long), chunk)
     assert max(sizes) <= max(n * d, v * d)
+
+
+def test_chunked_computes_no_row_that_does_not_count():
+    hidden, weight = torch.randn(40, 8, requires_grad=True), torch.randn(30, 8, requires_grad=True)
+    targets = torch.full((40,), -100)
+    targets[[3, 17, 18]] = torch.tensor([1, 5, 29])
+    with FlopCounterMode(display=False) as counter:
+        total, count = losses.chunked_cross_entropy(hidden, weight, targets)
+    assert counter.get_total_flops() == 3 * 2 * 3 * 30 * 8
+    assert int(count) == 3
+    gradient = torch.autograd.grad(total, hidden)[0]
+    assert set(gradient.abs().sum(dim=1).nonzero().flatten().tolist()) == {3, 17, 18}
 
 
 def test_chunked_follows_autocast():

@@ -27,9 +27,14 @@ def _at_least_fp32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def _unreadable(targets_N: Tensor) -> bool:
+    """Reading the values would stall the GPU or break the graph; fake ones have none."""
+    return targets_N.is_cuda or torch.compiler.is_compiling() or isinstance(targets_N, FakeTensor)
+
+
 def _check_targets(targets_N: Tensor, num_classes: int) -> None:
-    if targets_N.is_cuda or torch.compiler.is_compiling() or isinstance(targets_N, FakeTensor):
-        return  # reading the values would stall the GPU or break the graph; fake ones have none
+    if _unreadable(targets_N):
+        return
     valid = targets_N[targets_N != IGNORE_INDEX]
     if valid.numel() and (int(valid.min()) < 0 or int(valid.max()) >= num_classes):
         bad = int(valid.min()) if int(valid.min()) < 0 else int(valid.max())
@@ -152,7 +157,8 @@ def chunked_cross_entropy(
     """`cross_entropy(hidden @ weight.T, targets)` without ever holding the N x V logits.
 
     Each chunk of positions computes its logits, its loss and at once its gradients (p - y), so
-    memory is chunk * V instead of N * V, and the logits are computed once, not recomputed.
+    memory is chunk * V instead of N * V, and the logits are computed once, not recomputed. On a
+    CPU rows that do not count are left out, unless compiled.
 
     Args:
         hidden_ND: the last hidden states.
@@ -163,13 +169,17 @@ def chunked_cross_entropy(
     Returns:
         (sum in nats, count). Differentiable in hidden and weight (once).
 
-    Cost: 2 N V D FLOPs forward and 4 N V D for the gradients, done in the forward pass.
+    Cost: 2 n V D FLOPs forward and 4 n V D for the gradients, done in the forward pass, of the n rows
+    that count.
     """
     if chunk < 1:
         raise LabError(f"chunk {chunk} is out of range: choose at least 1 position")
     _check_targets(targets_N, weight_VD.shape[0])
-    total = _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, targets_N, chunk)
-    return total, (targets_N != IGNORE_INDEX).sum()
+    valid_N = targets_N != IGNORE_INDEX
+    count = valid_N.sum()
+    if not _unreadable(targets_N) and 0 < int(count) < len(targets_N):
+        hidden_ND, targets_N = hidden_ND[valid_N], targets_N[valid_N]
+    return _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, targets_N, chunk), count
 
 
 def contrastive(
