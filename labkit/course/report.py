@@ -30,7 +30,8 @@ STATIC_PRIORITY = (
 def to_html(notebook: Path | str) -> str:
     """An executed notebook as one HTML page that needs no network and runs no script.
 
-    Widgets show their static picture, formulas are MathML.
+    Widgets show their static picture, formulas are MathML. Cells tagged `hide-input` show what they
+    made and not their code, which is in the notebook.
     """
     from jinja2 import pass_context
     from nbconvert import HTMLExporter
@@ -47,7 +48,7 @@ def to_html(notebook: Path | str) -> str:
     page, _ = Page(config=config).from_notebook_node(content)
     page = re.sub(r"<script\b.*?</script>", "", page, flags=re.DOTALL)
     page = _with_alternatives(page, content)
-    return page.replace("</head>", f"<style>{_FONTS}</style></head>", 1)
+    return page.replace("</head>", f"<style>{_FONTS}{_FOLDED}</style></head>", 1)
 
 
 def _with_alternatives(page: str, notebook: Any) -> str:
@@ -70,6 +71,8 @@ def _with_alternatives(page: str, notebook: Any) -> str:
     embedded = r'<img\b[^>]*?src="data:image/png;base64,(?P<picture>[^"]+)"[^>]*>'
     return re.sub(embedded, described, page)
 
+
+_FOLDED = ".celltag_hide-input > .jp-Cell-inputWrapper { display: none }"
 
 _NO_FORMULAS = re.compile(r"(<pre\b.*?</pre>|<code\b.*?</code>|<[^>]+>)", re.DOTALL)
 _FORMULA = re.compile(

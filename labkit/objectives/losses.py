@@ -169,8 +169,8 @@ def chunked_cross_entropy(
     Returns:
         (sum in nats, count). Differentiable in hidden and weight (once).
 
-    Cost: 2 n V D FLOPs forward and 4 n V D for the gradients, done in the forward pass, of the n rows
-    that count.
+    Cost: 2 n V D FLOPs forward and 4 n V D for the gradients, done in the forward pass, of the n
+    rows that count.
     """
     if chunk < 1:
         raise LabError(f"chunk {chunk} is out of range: choose at least 1 position")

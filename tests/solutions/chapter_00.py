@@ -62,20 +62,41 @@ def wrong_end(ids, prompt_length):
 # --- 00.3 --------------------------------------------------------------------------------------
 
 
-def bits_per_byte_of(nats_per_token, tokens, text):
-    return nats_per_token * tokens / math.log(2) / len(text.encode("utf-8"))
+def write_on(probabilities, ids, end, limit):
+    new = []
+    while len(new) < limit:
+        chances = probabilities([*ids, *new])
+        token = max(range(len(chances)), key=lambda i: chances[i])
+        if token == end:
+            break
+        new.append(token)
+    return new
 
 
-def in_nats(nats_per_token, tokens, text):
-    return nats_per_token * tokens / len(text.encode("utf-8"))
+def never_appends(probabilities, ids, end, limit):
+    chances = probabilities(ids)
+    return [max(range(len(chances)), key=lambda i: chances[i])] * limit
 
 
-def per_character(nats_per_token, tokens, text):
-    return nats_per_token * tokens / math.log(2) / len(text)
+def with_the_prompt(probabilities, ids, end, limit):
+    return [*ids, *write_on(probabilities, ids, end, limit)]
 
 
-def per_token(nats_per_token, tokens, text):
-    return nats_per_token / math.log(2)
+def with_the_end(probabilities, ids, end, limit):
+    new = write_on(probabilities, ids, end, limit)
+    return new if len(new) == limit else [*new, end]
+
+
+def one_too_long(probabilities, ids, end, limit):
+    return write_on(probabilities, ids, end, limit + 1)
+
+
+def deaf(probabilities, ids, end, limit):
+    return write_on(probabilities, ids, None, limit)
+
+
+def forgets_the_prompt(probabilities, ids, end, limit):
+    return write_on(lambda all_ids: probabilities(all_ids[len(ids) :]), ids, end, limit)
 
 
 # --- 00.5 --------------------------------------------------------------------------------------
@@ -113,7 +134,7 @@ def never_none(text, words):
 SOLUTIONS = {
     "00.1": inputs_and_targets,
     "00.2": answer_labels,
-    "00.3": bits_per_byte_of,
+    "00.3": write_on,
     "00.4": 1.75,
     "00.5": last_named,
 }
@@ -131,7 +152,14 @@ WRONG = {
         (labels_not_shifted, "not shifted"),
         (wrong_end, "wrong end"),
     ],
-    "00.3": [(in_nats, "in nats"), (per_character, "per character"), (per_token, "per token")],
+    "00.3": [
+        (never_appends, "put each one at the end"),
+        (with_the_prompt, "prompt in front"),
+        (with_the_end, "with the end token"),
+        (one_too_long, "one token too long"),
+        (deaf, "deaf to the end"),
+        (forgets_the_prompt, "all ids so far"),
+    ],
     "00.4": [
         (2.0, "uniform guessing"),
         (1.75 * math.log(2), "in nats"),

@@ -1,6 +1,7 @@
 """Checkers of chapter 00, the tour."""
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -66,27 +67,42 @@ def answer_labels(attempt, fresh: Fresh) -> None:
         )
 
 
-@exercise("00.3", title="Bits per byte")
-def bits_per_byte_of(attempt, fresh: Fresh) -> None:
-    for text in ("The café was closed. Amara read on.", "它在厨房里。"):
-        nats, tokens = fresh.uniform(1, low=0.5, high=3.0).item(), fresh.integer(7, 30)
-        size = len(text.encode())
-        total = nats * tokens
+@exercise("00.3", title="Text comes out")
+def write_on(attempt, fresh: Fresh) -> None:
+    def chain(length: int) -> tuple[Callable[[Sequence[int]], list[float]], list[int]]:
+        """Probabilities that lead along a path of tokens, a step for each token of the context."""
+        path = [int(i) for i in fresh.permutation(9)[:length]]
+
+        def probabilities(ids: Sequence[int]) -> list[float]:
+            require(
+                list(ids[:2]) == [3, 7],
+                "Ask with all ids so far, the given ones first: the model sees nothing else.",
+            )
+            chances = [0.02] * 10
+            chances[(*path, 9)[min(len(ids) - 2, length)]] = 0.82
+            return chances
+
+        return probabilities, path
+
+    for length, limit in ((5, 20), (6, 4)):
+        probabilities, path = chain(length)
+        right = path[:limit]
         compare(
-            attempt(nats, tokens, text),
-            total / math.log(2) / size,
+            attempt(probabilities, [3, 7], 9, limit),
+            right,
             {
-                "in nats: divide by ln 2, since a bit is ln 2 nats": total / size,
-                "per character: é is two bytes, and a Chinese character three": (
-                    total / math.log(2) / len(text)
+                "the same token again and again: put each one at the end before you ask again": (
+                    path[:1] * limit
                 ),
-                "per token: multiply by the tokens for the total, then divide by the bytes": (
-                    nats / math.log(2)
+                "with the prompt in front: return the new ids only": [3, 7, *right],
+                "with the end token: it says that the text is over, it is no part of it": (
+                    [*path, 9]
                 ),
-                "the loss of one token: the text has more than one": nats / math.log(2) / size,
-                "multiplied by ln 2: nats become bits by dividing": total * math.log(2) / size,
+                "one token too long: stop after `limit` tokens": path[: limit + 1],
+                "one token short: write `limit` tokens": path[: limit - 1],
+                "deaf to the end token: stop when it comes": [*path, *[9] * limit][:limit],
             },
-            what="The figure",
+            what="The list",
         )
 
 
