@@ -609,6 +609,24 @@ def test_a_page_has_its_formulas_and_asks_nobody_for_anything():
         assert not re.findall(r"\\(?:frac|sum|sqrt|text|mathbb)\b", text), chapter.name
 
 
+def test_a_page_hides_the_code_of_folded_cells(tmp_path):
+    made = nbformat.v4.new_notebook(
+        cells=[
+            nbformat.v4.new_code_cell("hidden = 1", metadata={"tags": ["hide-input"]}),
+            nbformat.v4.new_code_cell("shown = 2"),
+        ]
+    )
+    nbformat.write(made, tmp_path / "a.ipynb")
+    page = course.to_html(tmp_path / "a.ipynb")
+    (rule,) = re.findall(r"\.celltag_hide-input > \.(\S+) { display: none }", page)
+    folded, plain = re.findall(
+        r'<div class="jp-Cell jp-CodeCell.*?(?=<div class="jp-Cell |</body>)', page, re.DOTALL
+    )
+    assert "celltag_hide-input" in folded.split(">")[0]
+    assert "celltag_hide-input" not in plain.split(">")[0]
+    assert rule in folded
+
+
 def test_code_and_prices_are_no_formulas():
     html = "<p>$x < y$ costs $5 and $6</p><code>$HOME/$x$</code><pre>$$a$$</pre>"
     shown = with_mathml(html.replace("x < y", "x &lt; y"))
