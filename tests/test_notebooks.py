@@ -257,7 +257,7 @@ def assert_widgets(notebook):
     )
     models = state.get("state", {})
     for cell in notebook.cells:
-        if not re.search(r"\b(explore|explore_text|chat)\(", cell.source):
+        if not re.search(r"(?<![.\w])(explore|explore_text|chat)\(", cell.source):
             continue
         if cell.cell_type != "code":
             continue
