@@ -91,9 +91,8 @@ class Drawing:
         if not alternative.strip():
             raise LabError("a drawing needs its alternative text: say in words what it shows")
         self.width, self.height = width, height
-        self.figure = Figure(
-            figsize=(UNIT * width, UNIT * height), dpi=100, facecolor="white", layout="none"
-        )
+        self.figure = Figure(figsize=(UNIT * width, UNIT * height), dpi=100, facecolor="white")
+        self.figure.set_layout_engine("none")  # the course's style has another
         FigureCanvasAgg(self.figure)
         self.figure.set_label(" ".join(alternative.split()))
         self.axes: Axes = self.figure.add_axes((0, 0, 1, 1))
