@@ -24,6 +24,7 @@ from .language import perplexity as perplexity
 from .language import score_text as score_text
 from .language import token_nats as token_nats
 from .linear import BagOfWords as BagOfWords
+from .linear import block_means as block_means
 from .linear import last_vectors as last_vectors
 from .linear import logistic_regression as logistic_regression
 from .linear import set_head as set_head

@@ -199,6 +199,39 @@ def last_vectors(
     return torch.cat(vectors).numpy(), torch.cat(labels).numpy()
 
 
+def block_means(
+    model: nn.Module, batches: Iterable[dict[str, Tensor]], precision: str = "fp32"
+) -> np.ndarray:
+    """The mean vector of each text after each block: what a frozen model offers a head, by depth.
+
+    Args:
+        model: labkit's Transformer.
+        batches: dicts with the model's inputs and `attention_mask` (B, T); `labels` are left out.
+        precision: of the forward pass, as in `runtime.autocast`.
+
+    Returns:
+        (N, L, H) float32: N texts in the order of the batches, L blocks; padding does not count.
+    """
+    device = next(model.parameters()).device
+    states: list[Tensor] = []
+    blocks: Any = model.blocks
+    hooks = [b.register_forward_hook(lambda _, __, out: states.append(out)) for b in blocks]
+    means = []
+    try:
+        for batch in batches:
+            inputs = {name: x.to(device) for name, x in batch.items() if name != "labels"}
+            states.clear()
+            with evaluating(model), runtime.autocast(device, precision):
+                model(**inputs)
+            real_BT1 = inputs["attention_mask"].unsqueeze(-1)
+            pooled = [(h.float() * real_BT1).sum(1) / real_BT1.sum(1) for h in states]
+            means.append(torch.stack(pooled, 1).cpu())
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return torch.cat(means).numpy()
+
+
 def set_head(model: nn.Module, fitted: LogisticRegression) -> None:
     """Write a fit on `last_vectors` into the classifier's last linear layer, in place.
 

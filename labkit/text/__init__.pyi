@@ -7,6 +7,7 @@ from . import gguf as gguf
 from . import pretrained as pretrained
 from . import storyworld as storyworld
 from . import tokenizers as tokenizers
+from . import word_order as word_order
 from . import wordpiece as wordpiece
 from .cleaning import Duplicate as Duplicate
 from .cleaning import clean as clean

@@ -27,7 +27,7 @@ SHORTEST, LONGEST = 8, 25
 AS_WRITTEN, EXCHANGED = 0, 1
 CLASSES = ("as written", "exchanged")
 
-_BORDER = re.compile(r"(?<=[.!?])\s+(?=[\"'(]?[A-Z])")
+_BORDER = re.compile(r"""(?:(?<=[.!?])|(?<=[.!?]["')]))\s+(?=["'(]?[A-Z])""")
 
 
 class Sentence(NamedTuple):
@@ -42,7 +42,7 @@ class Sentence(NamedTuple):
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a text: cut after . ! or ? where a capital follows."""
+    """The sentences of a text: cut after . ! or ? (and a quote) where a capital follows."""
     return [piece for line in text.splitlines() for piece in _BORDER.split(line.strip()) if piece]
 
 

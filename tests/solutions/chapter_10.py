@@ -3,28 +3,41 @@
 import hashlib
 import random
 
+import torch
+
 # 10.1
 
 
-def solution_1(hidden_BTD, mask_BT):
-    weights_BT1 = mask_BT.unsqueeze(-1)
-    return (hidden_BTD * weights_BT1).sum(1) / weights_BT1.sum(1)
+def solution_1(names, k):
+    block = {n: int(n.split(".")[1]) for n in names if n.startswith("blocks.")}
+    first = max(block.values()) + 1 - k
+    return [n for n in names if n.startswith("classifier.") or block.get(n, -1) >= first]
 
 
-def plain_mean(hidden_BTD, mask_BT):
-    return hidden_BTD.mean(1)
+def without_head(names, k):
+    return [n for n in solution_1(names, k) if not n.startswith("classifier")]
 
 
-def divided_by_positions(hidden_BTD, mask_BT):
-    return (hidden_BTD * mask_BT.unsqueeze(-1)).mean(1)
+def first_blocks(names, k):
+    return [n for n in names if n.startswith("classifier") or n.split(".")[1] in map(str, range(k))]
 
 
-def only_a_sum(hidden_BTD, mask_BT):
-    return (hidden_BTD * mask_BT.unsqueeze(-1)).sum(1)
+def by_prefix(names, k):
+    count = 1 + max(int(n.split(".")[1]) for n in names if n.startswith("blocks."))
+    last = tuple(f"blocks.{i % 10}" for i in range(count - k, count)) + ("classifier",)
+    return [n for n in names if n.startswith(last)]
 
 
-def first_token(hidden_BTD, mask_BT):
-    return hidden_BTD[:, 0]
+def with_embedding(names, k):
+    return ["embedding.weight", *solution_1(names, k)]
+
+
+def off_by_one(names, k):
+    return solution_1(names, k + 1)
+
+
+def head_first(names, k):
+    return sorted(solution_1(names, k), key=lambda n: not n.startswith("classifier"))
 
 
 # 10.2
@@ -52,6 +65,11 @@ def keeps_white_space(text, test_share):
 
 def wrong_way_round(text, test_share):
     return "train" if solution_2(text, test_share) == "test" else "test"
+
+
+def by_pythons_hash(text, test_share):
+    number = hash(" ".join(text.lower().split())) % 1000
+    return "test" if number < 1000 * test_share else "train"
 
 
 # 10.3
@@ -87,88 +105,32 @@ def mean_recall(predicted_N, labels_N, num_classes):
 # 10.4
 
 
-def solution_4(confidence_N, right_N, bins):
-    total = 0.0
-    for b in range(bins):
-        inside = (confidence_N > b / bins) & (confidence_N <= (b + 1) / bins)
-        if inside.any():
-            gap = (right_N[inside].mean() - confidence_N[inside].mean()).abs()
-            total += inside.double().mean() * gap
-    return total
+def solution_4(a_N, b_N, document_N):
+    d_N = a_N - b_N
+    K = int(document_N.max()) + 1
+    sums_K = torch.zeros(K, dtype=d_N.dtype).index_add_(0, document_N, d_N - d_N.mean())
+    return ((K / (K - 1)) * (sums_K / len(d_N)).square().sum()).sqrt()
 
 
-def unweighted_bins(confidence_N, right_N, bins):
-    gaps = []
-    for b in range(bins):
-        inside = (confidence_N > b / bins) & (confidence_N <= (b + 1) / bins)
-        if inside.any():
-            gaps.append((right_N[inside].mean() - confidence_N[inside].mean()).abs())
-    return sum(gaps) / len(gaps)
+def of_sentences(a_N, b_N, document_N):
+    return (a_N - b_N).std() / len(a_N) ** 0.5
 
 
-def signed_gaps(confidence_N, right_N, bins):
-    return (right_N - confidence_N).mean()
+def not_centred(a_N, b_N, document_N):
+    d_N = a_N - b_N
+    K = int(document_N.max()) + 1
+    sums_K = torch.zeros(K, dtype=d_N.dtype).index_add_(0, document_N, d_N)
+    return ((K / (K - 1)) * (sums_K / len(d_N)).square().sum()).sqrt()
 
 
-def no_bins(confidence_N, right_N, bins):
-    return (right_N.mean() - confidence_N.mean()).abs()
+def documents_alike(a_N, b_N, document_N):
+    d_N, K = a_N - b_N, int(document_N.max()) + 1
+    means = torch.stack([d_N[document_N == k].mean() for k in range(K)])
+    return means.std() / K**0.5
 
 
-def example_by_example(confidence_N, right_N, bins):
-    return (right_N - confidence_N).abs().mean()
-
-
-# 10.5
-
-
-def solution_5(lengths, batch_size):
-    slots = 0
-    for start in range(0, len(lengths), batch_size):
-        batch = lengths[start : start + batch_size]
-        slots += len(batch) * max(batch)
-    return 1 - sum(lengths) / slots
-
-
-def pads_to_the_longest_of_all(lengths, batch_size):
-    return 1 - sum(lengths) / (max(lengths) * len(lengths))
-
-
-def share_of_real_tokens(lengths, batch_size):
-    return 1 - solution_5(lengths, batch_size)
-
-
-def sorts_first(lengths, batch_size):
-    return solution_5(sorted(lengths), batch_size)
-
-
-def padding_per_real_token(lengths, batch_size):
-    share = solution_5(lengths, batch_size)
-    return share / (1 - share)
-
-
-# 10.6
-
-
-def solution_6(step, peak, warmup, steps):
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    return peak * (steps - step) / (steps - warmup)
-
-
-def starts_at_zero(step, peak, warmup, steps):
-    return peak * min(step / warmup, (steps - step) / (steps - warmup))
-
-
-def never_decays(step, peak, warmup, steps):
-    return peak * min((step + 1) / warmup, 1)
-
-
-def no_warmup(step, peak, warmup, steps):
-    return peak * min(1, (steps - step) / (steps - warmup))
-
-
-def jumps(step, peak, warmup, steps):
-    return peak * ((step + 1) / warmup if step < warmup else (steps - step) / steps)
+def a_variance(a_N, b_N, document_N):
+    return solution_4(a_N, b_N, document_N) ** 2
 
 
 SOLUTIONS = {
@@ -176,22 +138,23 @@ SOLUTIONS = {
     "10.2": solution_2,
     "10.3": solution_3,
     "10.4": solution_4,
-    "10.5": solution_5,
-    "10.6": solution_6,
 }
 
 WRONG = {
     "10.1": [
-        (plain_mean, "padding votes too"),
-        (divided_by_positions, "divided by T"),
-        (only_a_sum, "sum over real tokens"),
-        (first_token, "first token"),
+        (without_head, "The head is missing"),
+        (first_blocks, "not the last"),
+        (by_prefix, "how blocks.10 begins"),
+        (with_embedding, "embeddings train"),
+        (off_by_one, "trains for k = 1"),
+        (head_first, "another order"),
     ],
     "10.2": [
         (by_chance, "by chance"),
         (without_normalising, "capital letters"),
         (keeps_white_space, "white space"),
         (wrong_way_round, "'train' for 'test'"),
+        (by_pythons_hash, "hash()"),
     ],
     "10.3": [
         (only_accuracy, "micro-F1"),
@@ -199,21 +162,9 @@ WRONG = {
         (mean_recall, "macro recall"),
     ],
     "10.4": [
-        (unweighted_bins, "weigh each bin"),
-        (signed_gaps, "underconfidence cancel"),
-        (no_bins, "bin by bin"),
-        (example_by_example, "inside each bin first"),
-    ],
-    "10.5": [
-        (pads_to_the_longest_of_all, "pad each batch to its own"),
-        (share_of_real_tokens, "share of real tokens"),
-        (sorts_first, "in the order given"),
-        (padding_per_real_token, "divide by all slots"),
-    ],
-    "10.6": [
-        (starts_at_zero, "0 at the first step"),
-        (never_decays, "never decayed"),
-        (no_warmup, "never warmed up"),
-        (jumps, "jumps"),
+        (of_sentences, "as if they were independent"),
+        (not_centred, "without taking the mean"),
+        (documents_alike, "weigh alike"),
+        (a_variance, "square root"),
     ],
 }

@@ -1,10 +1,10 @@
 """Checkers of chapter 10: full fine-tuning."""
 
+import builtins
 import random
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,34 +12,47 @@ from labkit import evaluation
 from labkit.notebook.exercises import Fresh, Wrong, compare, exercise, require
 
 
-@exercise("10.1", title="Mean pooling over real tokens")
-def masked_mean(attempt: Callable[..., Any], fresh: Fresh) -> str:
-    for rows, width in ((3, 4), (5, 2)):
-        hidden_BTD = fresh.normal(rows, 7, width)
-        lengths_B = fresh.integers(1, 6, rows)
-        mask_BT = (torch.arange(7) < lengths_B[:, None]).long()
-        weighted_BTD = hidden_BTD * mask_BT[..., None]
-        expected = weighted_BTD.sum(1) / mask_BT.sum(1, keepdim=True)
-        compare(
-            attempt(hidden_BTD, mask_BT),
-            expected,
-            {
-                "the mean over all positions: padding votes too": lambda h=hidden_BTD: h.mean(1),
-                "divided by T: count the real tokens, not the positions": (
-                    lambda w=weighted_BTD: w.mean(1)
-                ),
-                "the sum over real tokens: long texts get long vectors; divide by their number": (
-                    lambda w=weighted_BTD: w.sum(1)
-                ),
-                "the first token's vector: that is another kind of pooling": (
-                    lambda h=hidden_BTD: h[:, 0]
-                ),
-                "one count for the whole batch: each text needs its own number of real tokens": (
-                    lambda w=weighted_BTD, m=mask_BT: w.sum(1) / m.sum() * len(m)
-                ),
-            },
-        )
-    return "Right: what stands in the padding no longer matters."
+@exercise("10.1", title="Which parameters train")
+def trained_names(attempt: Callable[..., Any], fresh: Fresh) -> str:
+    for blocks in (4, 12):  # with 12, "blocks.1" begins two more names, and 10 sorts before 9
+        body = [
+            f"blocks.{i}.{part}" for i in range(blocks) for part in ("query.weight", "norm.bias")
+        ]
+        names = ["embedding.weight", *body, "classifier.weight", "classifier.bias"]
+        head = names[-2:]
+        for k in (1, 2, 3, 0):
+            expected = [n for n in body if int(n.split(".")[1]) >= blocks - k] + head
+            answer = attempt(list(names), k)
+            require(
+                isinstance(answer, list | tuple) and all(isinstance(n, str) for n in answer),
+                f"Return a list of names, not {type(answer).__name__}.",
+            )
+            answer = list(answer)
+            if answer == expected:
+                continue
+            require(
+                sorted(answer) != sorted(expected) or len(answer) != len(expected),
+                "The right names in another order: keep that of the list.",
+            )
+            _name_the_fault(answer, expected, head, k)
+    return "Right: everything else would get requires_grad_(False)."
+
+
+def _name_the_fault(answer: list[str], expected: list[str], head: list[str], k: int) -> None:
+    """Raise what is wrong with a list of names that train."""
+    require(set(head) <= set(answer), "The head is missing: it is new and must train.")
+    require("embedding.weight" not in answer, "The embeddings train: they lie below every block.")
+    require(k > 0 or answer == head, f"With k = 0 only the head trains, not {answer[:3]} ...")
+    lacking = [n for n in expected if n not in answer]
+    extra = [n for n in answer if n not in expected]
+    first = [n for n in extra if n.startswith(("blocks.0.", "blocks.1."))]
+    require(not (first and lacking), "The first blocks train, not the last: count from the end.")
+    if lacking:
+        raise Wrong(f"{lacking[0]} is missing for k = {k}: the last {k} blocks train.")
+    raise Wrong(
+        f"{extra[0]} trains for k = {k} and should not: compare block numbers as numbers, "
+        "since blocks.1 is also how blocks.10 begins."
+    )
 
 
 @exercise("10.2", title="A split that duplicates cannot cross")
@@ -76,9 +89,23 @@ def split_of(attempt: Callable[..., Any], fresh: Fresh) -> str:
             f"{moved} of {len(texts)} copies {name} land on the other side than their originals: "
             "normalise before you hash.",
         )
+    require(
+        _with_other_hashes(attempt, texts) == sides,
+        "The sides follow hash(), which is another one in each process: take hashlib.",
+    )
     by_length = len({attempt(" ".join(rng.choices(words, k=12)), 0.2) for _ in range(200)})
     require(by_length == 2, "Texts of one length all land on one side: hash the whole text.")
     return "Right: a text and its copies always share a side, on every machine."
+
+
+def _with_other_hashes(attempt: Callable[..., Any], texts: list[str]) -> list[Any]:
+    """What an attempt answers in a process whose `hash` is another one."""
+    own = builtins.hash
+    builtins.hash = lambda value: own((own(value), "another process"))
+    try:
+        return [attempt(text, 0.2) for text in texts]
+    finally:
+        builtins.hash = own
 
 
 @exercise("10.3", title="Macro-F1")
@@ -128,111 +155,41 @@ def _predictions(fresh: Fresh, classes: int, examples: int) -> tuple[Tensor, Ten
             return predicted, labels
 
 
-@exercise("10.4", title="Expected calibration error")
-def ece(attempt: Callable[..., Any], fresh: Fresh) -> str:
-    for bins in (10, 5):
-        confidence = fresh.uniform(400, low=0.21, high=0.999)
-        # Too modest below 0.6, too sure above: signed gaps cancel.
-        truth = torch.where(confidence < 0.6, confidence + 0.3, confidence - 0.3)
-        right = (fresh.uniform(400) < truth).double()
-        which = (confidence * bins).ceil().long().clamp(1, bins) - 1
-        share, gaps = [], []
-        for b in range(bins):
-            inside = which == b
-            if inside.any():
-                share.append(inside.double().mean())
-                gaps.append((right[inside].mean() - confidence[inside].mean()).abs())
-        total = float((right - confidence).mean())
-        shares, gap_bins = torch.stack(share), torch.stack(gaps)
+@exercise("10.4", title="How sure, over documents")
+def paired_error(attempt: Callable[..., Any], fresh: Fresh) -> str:
+    for documents in (7, 30):
+        counts = fresh.integers(2, 30, documents)
+        document_N = torch.repeat_interleave(torch.arange(documents), counts)
+        document_N = document_N[torch.randperm(len(document_N))]
+        hard_K = fresh.uniform(documents)  # sentences of a document are alike
+        a_N = (fresh.uniform(len(document_N)) < 0.4 + 0.6 * hard_K[document_N]).double()
+        b_N = (fresh.uniform(len(document_N)) < 0.9 - 0.6 * hard_K[document_N]).double()
+        d_N = a_N - b_N
+        K, N = documents, len(d_N)
+
+        def over(d_N: Tensor, place_N: Tensor = document_N, K: int = K, N: int = N) -> float:
+            sums_K = torch.zeros(K, dtype=torch.float64).index_add_(0, place_N, d_N)
+            return float(((K / (K - 1)) * (sums_K / N).square().sum()).sqrt())
+
+        by_document = torch.stack([d_N[document_N == k].mean() for k in range(K)])
         compare(
-            attempt(confidence, right, bins),
-            float((shares * gap_bins).sum()),
+            attempt(a_N, b_N, document_N),
+            over(d_N - d_N.mean()),
             {
-                "the plain mean over bins: weigh each bin by its share of the examples": float(
-                    gap_bins.mean()
+                "of sentences, as if they were independent: sum within each document first": (
+                    float(d_N.std() / N**0.5)
                 ),
-                "one gap for all examples, so that over- and underconfidence cancel: take the "
-                "absolute gap bin by bin": abs(total),
-                "signed, so that over- and underconfidence cancel: take the absolute gap bin by "
-                "bin": total,
-                "signed, so that over- and underconfidence cancel: take the absolute gap in every "
-                "bin": -total,
-                "the largest gap, which is called maximum calibration error": float(gap_bins.max()),
-                "|right - confidence| example by example: average inside each bin first": float(
-                    (right - confidence).abs().mean()
+                "without taking the mean difference off": over(d_N),
+                "of two accuracies that do not know of one another: take the difference sentence "
+                "by sentence": float(
+                    (over(a_N - a_N.mean()) ** 2 + over(b_N - b_N.mean()) ** 2) ** 0.5
                 ),
+                "of documents that weigh alike: long ones count more": float(
+                    by_document.std() / K**0.5
+                ),
+                "the variance: take the square root": over(d_N - d_N.mean()) ** 2,
+                "without K / (K - 1)": over(d_N - d_N.mean()) * ((K - 1) / K) ** 0.5,
             },
-            what="Your ECE",
+            what="Your standard error",
         )
-    return "Right: 0 would mean that 80% sure is right 80 times in 100."
-
-
-@exercise("10.5", title="The price of padding")
-def padding_share(attempt: Callable[..., Any], fresh: Fresh) -> str:
-    def share(lengths: list[int], size: int) -> float:
-        batches = [lengths[i : i + size] for i in range(0, len(lengths), size)]
-        slots = sum(len(batch) * max(batch) for batch in batches)
-        return 1 - sum(lengths) / slots
-
-    for count, size in ((24, 4), (50, 8)):  # the last batch of the second is smaller
-        lengths = fresh.integers(3, 200, count).tolist()
-        batches = [lengths[i : i + size] for i in range(0, count, size)]
-        compare(
-            attempt(lengths, size),
-            share(lengths, size),
-            {
-                "for padding everything to the longest text of all: pad each batch to its own": (
-                    1 - sum(lengths) / (max(lengths) * count)
-                ),
-                "the share of real tokens: padding is the rest": 1 - share(lengths, size),
-                "the mean of the batches' shares: add up slots first, then divide once": float(
-                    np.mean([1 - sum(b) / (len(b) * max(b)) for b in batches])
-                ),
-                "padding per real token: divide by all slots instead": (
-                    share(lengths, size) / (1 - share(lengths, size))
-                ),
-                "for lengths that you sorted: take the batches in the order given": (
-                    share(sorted(lengths), size)
-                ),
-                "for a full last batch: it holds fewer texts": (
-                    1 - sum(lengths) / sum(size * max(batch) for batch in batches)
-                ),
-            },
-            what="Your share",
-        )
-    return "Right. Now try it on sorted lengths: that is what length bucketing saves."
-
-
-@exercise("10.6", title="Warm up, then decay")
-def learning_rate(attempt: Callable[..., Any], fresh: Fresh) -> str:
-    for warmup, steps in ((4, 20), (10, 100)):
-        peak = float(fresh.uniform(1, low=1e-5, high=1e-4))
-
-        def rate(step: int, peak: float = peak, warmup: int = warmup, steps: int = steps) -> float:
-            return peak * min((step + 1) / warmup, (steps - step) / (steps - warmup))
-
-        def values(f: Callable[[int], float], steps: int = steps) -> Tensor:
-            return torch.tensor([float(f(step)) for step in range(steps)], dtype=torch.float64)
-
-        compare(
-            values(lambda s, p=peak, w=warmup, n=steps: attempt(s, p, w, n)) / peak,
-            values(rate) / peak,
-            {
-                "0 at the first step, which is wasted: warm up with (step + 1) / warmup": values(
-                    lambda s, w=warmup, n=steps: min(s / w, (n - s) / (n - w))
-                ),
-                "never warmed up: the first steps need a small rate": values(
-                    lambda s, w=warmup, n=steps: min(1, (n - s) / (n - w))
-                ),
-                "never decayed after the warm-up": values(lambda s, w=warmup: min((s + 1) / w, 1)),
-                "decayed from step 0, so that it jumps at the end of the warm-up: start the decay "
-                "where the warm-up ends": values(
-                    lambda s, w=warmup, n=steps: (s + 1) / w if s < w else (n - s) / n
-                ),
-                "the product of both ramps: it never reaches the peak": values(
-                    lambda s, w=warmup, n=steps: min((s + 1) / w, 1) * (n - s) / n
-                ),
-            },
-            what="The rate, relative to the peak,",
-        )
-    return "Right: small while Adam's averages are young, small again when little is left to learn."
+    return "Right: neighbours in one article are worth less than strangers."
