@@ -84,6 +84,21 @@ def test_the_time_of_a_record_holds_when_the_run_had_to_wait(monkeypatch):
     assert ", 5 minutes; repeat" in gpu.label
 
 
+def test_a_run_on_a_gpu_is_recorded_under_its_own_sizes(chapter, tmp_path, monkeypatch):
+    toy, folder = chapter
+    resize(toy, ", rows)", ", rows, 'gpu')")
+    record(str(toy.path), folder, profile="gpu")
+    with pytest.raises(LabError, match="records nothing under 'hour'"):
+        record(str(toy.path), folder)
+    kept = read_recorded("04", "toy", folder)
+    assert (len(kept.rows), kept.header["sizes"]) == (9, {"n": 9, "m": 2})
+    assert "repeat it with: labkit run 04 --profile gpu" in kept.label
+    assert stale_recordings(toy, folder) == []
+    resize(toy, "n=9", "n=10")
+    (said,) = stale_recordings(toy, folder)
+    assert "record 04 --profile gpu" in said
+
+
 def test_a_record_of_other_sizes_is_stale(chapter):
     toy, folder = chapter
     header = {"chapter": "04", "name": "toy", "sizes": {"n": 7, "m": 2}}
@@ -93,7 +108,10 @@ def test_a_record_of_other_sizes_is_stale(chapter):
     assert stale_recordings(toy, folder) == []
     resize(toy, "n=7", "n=8")
     (said,) = stale_recordings(toy, folder)
-    assert "recorded with n = 7, 04_toy.ipynb now says 8: run `python -m labkit.course rec" in said
+    assert (
+        "recorded with n = 7, 04_toy.ipynb now says 8: run `python -m labkit.course record 04 --profile hour`"
+        in said
+    )
     resize(toy, "cpu=dict(n=4, m=2)", "cpu=dict(n=4, m=5)")
     assert [("m = 2" in s, "m" in s) for s in stale_recordings(toy, folder)] == [
         (True, True),

@@ -116,6 +116,15 @@ def test_the_python_door(folder):
     said = model.chat([{"role": "user", "content": "What is the capital of France?"}])
     assert "Paris" in said
     assert "<|" not in said
+    talks = [
+        [{"role": "user", "content": "What is the capital of France?"}],
+        [
+            {"role": "system", "content": "Answer in one word."},
+            {"role": "user", "content": "Which animal barks, a dog or a cat?"},
+        ],
+    ]
+    alone = [model.chat(talk, max_new_tokens=12) for talk in talks]
+    assert model.chats(talks, max_new_tokens=12) == alone
     score = model.score("The cat sat on the mat. It was warm there, and the cat fell asleep.")
     assert 0.5 < score["bits_per_byte"] < 2
 

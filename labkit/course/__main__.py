@@ -68,9 +68,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     handed_in.add_argument("notebooks", nargs="+", type=Path, help="notebooks, or folders of them")
     handed_in.add_argument("--csv", action="store_true", help="a row for each exercise, as CSV")
-    commands.add_parser(
+    kept = commands.add_parser(
         "record", parents=[chapter], help="run a chapter for an hour and keep what it records"
     )
+    kept.add_argument("--profile", choices=("hour", "gpu"), default="hour")
     return parser
 
 
@@ -116,7 +117,7 @@ def _stamp(given: argparse.Namespace) -> int:
 
 
 def _record(given: argparse.Namespace) -> int:
-    for path in running.record(given.chapter):
+    for path in running.record(given.chapter, profile=given.profile):
         print(path)
     return 0
 

@@ -1,8 +1,10 @@
-"""Recorded runs: what a chapter's experiment reaches in an hour, beside the live one of minutes.
+"""Recorded runs: what a chapter's experiment reaches with more, beside the live one of minutes.
 
     labkit run 08 --profile hour        the chapter's `hour` sizes, on the machine at hand
     python -m labkit.course record 08   the same, and its rows go into data/recorded/
     lab.recorded("prose", rows)         the committed rows; under `hour` those of the live run
+
+What takes a GPU is recorded under the profile `gpu` (`record 10 --profile gpu`).
 
 A file is JSON lines: a header that says what was run, where and when, then a row for each line of a
 table or point of a curve. `stale_recordings` compares the header with the chapter's sizes of today.
@@ -27,9 +29,9 @@ class Recorded(NamedTuple):
     """One recorded run."""
 
     header: dict[str, Any]
-    """chapter, name, command, sizes, seed, device, precision, threads, date, torch, and how long it
-    took: cpu_seconds_per_thread (true also of a run that was stopped for a while) or, on a GPU,
-    wall_seconds."""
+    """chapter, name, profile, command, sizes, seed, device, precision, threads, date, torch, and how
+    long it took: cpu_seconds_per_thread (true also of a run that was stopped for a while) or, on a
+    GPU, wall_seconds."""
     rows: list[dict[str, Any]]
 
     @property
@@ -109,22 +111,23 @@ def stale_recordings(chapter: Chapter, folder: Path | None = None) -> list[str]:
     """A sentence for each recorded run of a chapter whose sizes are not those it names now."""
     place = folder or recorded_folder()
     files = sorted(place.glob(f"{chapter.number}_*.jsonl")) if place.exists() else []
-    now = hour_sizes(chapter) if files else {}
     found = []
     for path in files:
         header = read_recorded(chapter.number, path.stem.split("_", 1)[1], place).header
-        then = header.get("sizes", {})
+        profile = header.get("profile", "hour")
+        now, then = sizes_of(chapter, profile), header.get("sizes", {})
         for key in sorted(set(now) | set(then)):
             if now.get(key) != then.get(key):
                 found.append(
                     f"{path} was recorded with {key} = {then.get(key)!r}, {chapter.path.name} now "
-                    f"says {now.get(key)!r}: run `python -m labkit.course record {chapter.number}`"
+                    f"says {now.get(key)!r}: run `python -m labkit.course record {chapter.number} "
+                    f"--profile {profile}`"
                 )
     return found
 
 
-def hour_sizes(chapter: Chapter) -> dict[str, Any]:
-    """The sizes of the profile `hour` as they stand in a chapter: those of `cpu` where not named.
+def sizes_of(chapter: Chapter, profile: str) -> dict[str, Any]:
+    """The sizes of a profile as they stand in a chapter; `hour` has those of `cpu` it does not name.
 
     Raises:
         LabError: they are not written as plain values.
@@ -135,7 +138,8 @@ def hour_sizes(chapter: Chapter) -> dict[str, Any]:
         for node in ast.walk(ast.parse(cell.source)):
             if isinstance(node, ast.Call) and is_sizes(node.func):
                 given = {k.arg: k.value for k in node.keywords}
-                parts = [_plain(given[name], chapter) for name in ("cpu", "hour") if name in given]
+                names = ("cpu", "hour") if profile == "hour" else (profile,)
+                parts = [_plain(given[name], chapter) for name in names if name in given]
                 return json.loads(json.dumps({k: v for part in parts for k, v in part.items()}))
     return {}
 

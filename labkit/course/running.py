@@ -206,29 +206,33 @@ def execute_notebook(
     return metrics_of(out) or {}
 
 
-def record(name: str, folder: Path | None = None) -> list[Path]:
-    """Run a chapter in its sizes of an hour; what it records goes into data/recorded/.
+def record(name: str, folder: Path | None = None, profile: str = "hour") -> list[Path]:
+    """Run a chapter in the sizes of a profile; what it records goes into data/recorded/.
 
     Args:
         name: number or name of the chapter, or the path of a notebook.
         folder: where the records are kept; None takes `recorded_folder`.
+        profile: "hour" or "gpu".
 
     Returns:
         The files written.
 
     Raises:
         ChapterFailed: a cell raised.
-        LabError: the chapter records nothing.
+        LabError: the chapter records nothing in that profile.
     """
     chapter = one_chapter(name)
     place = folder or recorded_folder()
     with tempfile.TemporaryDirectory() as scratch:
         notebook = read_notebook(chapter.path)
         written = Path(scratch) / chapter.path.name
-        execute_notebook(notebook, chapter.path.name, written, "hour", {KEEP: scratch})
+        execute_notebook(notebook, chapter.path.name, written, profile, {KEEP: scratch})
         made = sorted(Path(scratch).glob(f"{chapter.number}_*.jsonl"))
         if not made:
-            raise LabError(f"{chapter.path.name} records nothing: it has no lab.recorded(...)")
+            raise LabError(
+                f"{chapter.path.name} records nothing under {profile!r}: it has no "
+                "lab.recorded(...) for it"
+            )
         place.mkdir(parents=True, exist_ok=True)
         for path in made:
             write_text(place / path.name, path.read_text(encoding="utf-8"))

@@ -93,8 +93,30 @@ class LanguageModel:
         Raises:
             LabError: a value is out of range, or the chat template refuses the conversation.
         """
-        ids = self.tokenizer.apply_chat_template(messages)
-        return self._continue([ids], max_new_tokens, temperature, top_k, top_p, seed)[0]
+        how = (max_new_tokens, temperature, top_k, top_p, seed)
+        return self._continue([self.tokenizer.apply_chat_template(messages)], *how)[0]
+
+    def chats(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        *,
+        max_new_tokens: int = 200,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = 0,
+    ) -> list[str]:
+        """`chat` for several conversations at once, as one batch: the assistant's turn in each.
+
+        Args:
+            conversations: at least one, each as in `chat`.
+            max_new_tokens, temperature, top_k, top_p, seed: as in `generation.generate`.
+
+        Raises:
+            LabError: a value is out of range, or the chat template refuses a conversation.
+        """
+        prompts = [self.tokenizer.apply_chat_template(messages) for messages in conversations]
+        return self._continue(prompts, max_new_tokens, temperature, top_k, top_p, seed)
 
     def _continue(self, prompts: list[list[int]], max_new_tokens: int, *how: Any) -> list[str]:
         ends = {self.tokenizer.end_of_text_id, self.tokenizer.end_of_turn_id}

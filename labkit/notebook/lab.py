@@ -62,8 +62,10 @@ class Lab:
         _current["sizes"] = vars(chosen)
         return chosen
 
-    def recorded(self, name: str, rows: Sequence[Mapping[str, Any]]) -> Recorded:
-        """The recorded hour of an experiment; under the profile `hour` the live run is that hour.
+    def recorded(
+        self, name: str, rows: Sequence[Mapping[str, Any]], profile: str = "hour"
+    ) -> Recorded:
+        """The recorded run of an experiment; under its profile the live run is that run.
 
         Its header says how long the chapter took up to here. On a CPU that is
         `cpu_seconds_per_thread`, the CPU time of this process divided by its threads: it stays
@@ -73,6 +75,7 @@ class Lab:
         Args:
             name: of the experiment in this chapter.
             rows: what the run that is live now found, as it would be recorded.
+            profile: whose sizes it is recorded in, "hour" or "gpu".
 
         Returns:
             What was recorded; show its `label` beside it. `labkit.course record` keeps it.
@@ -80,7 +83,7 @@ class Lab:
         Raises:
             LabError: there is no record, or the rows cannot be one.
         """
-        if self.profile != "hour":
+        if self.profile != profile:
             return read_recorded(self.chapter, name)
         threads = torch.get_num_threads()
         if self.device.type == "cpu":
@@ -91,7 +94,8 @@ class Lab:
         header = {
             "chapter": self.chapter,
             "name": name,
-            "command": f"labkit run {self.chapter} --profile hour",
+            "profile": profile,
+            "command": f"labkit run {self.chapter} --profile {profile}",
             "sizes": _current["sizes"],
             "seed": self.seed,
             "device": _device_name(self.device),
