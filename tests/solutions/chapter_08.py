@@ -8,35 +8,49 @@ import torch
 # 08.1
 
 
-def solution_1(tokens_N, T, i):
-    chunk = tokens_N[i * T : i * T + T + 1]
-    return chunk[:-1], chunk[1:]
+def solution_1(tokens_N, T):
+    W = (len(tokens_N) - 1) // T
+    return tokens_N[: W * T].view(W, T), tokens_N[1 : W * T + 1].view(W, T)
 
 
-def not_shifted(tokens_N, T, i):
-    return tokens_N[i * T : i * T + T], tokens_N[i * T : i * T + T]
+def in_a_loop(tokens_N, T):
+    starts = range(0, len(tokens_N) - T, T)
+    inputs = [tokens_N[i : i + T].tolist() for i in starts]
+    return np.array(inputs), np.array([tokens_N[i + 1 : i + T + 1].tolist() for i in starts])
 
 
-def shifted_twice(tokens_N, T, i):
-    return tokens_N[i * T : i * T + T], tokens_N[i * T + 2 : i * T + T + 2]
+def by_unfolding(tokens_N, T):
+    chunks = tokens_N.unfold(0, T + 1, T)
+    return chunks[:, :-1], chunks[:, 1:]
 
 
-def backwards(tokens_N, T, i):
-    return tokens_N[i * T + 1 : i * T + T + 1], tokens_N[i * T : i * T + T]
+def not_shifted(tokens_N, T):
+    return solution_1(tokens_N, T)[0], solution_1(tokens_N, T)[0]
 
 
-def overlapping(tokens_N, T, i):
-    return tokens_N[i : i + T], tokens_N[i + 1 : i + T + 1]
+def shifted_twice(tokens_N, T):
+    inputs, _ = solution_1(tokens_N, T)
+    shifted = torch.cat([tokens_N[2 : inputs.numel() + 1], tokens_N[-1:]])
+    return inputs, shifted.view(inputs.shape)
 
 
-def short(tokens_N, T, i):
-    chunk = tokens_N[i * T : (i + 1) * T]
-    return chunk[:-1], chunk[1:]
+def backwards(tokens_N, T):
+    return solution_1(tokens_N, T)[::-1]
 
 
-def step_too_long(tokens_N, T, i):
-    chunk = tokens_N[i * (T + 1) : (i + 1) * (T + 1)]
-    return chunk[:-1], chunk[1:]
+def overlapping(tokens_N, T):
+    return tokens_N[:-1].unfold(0, T, 1), tokens_N[1:].unfold(0, T, 1)
+
+
+def short(tokens_N, T):
+    inputs, _ = solution_1(tokens_N, T)
+    return inputs[:, :-1], inputs[:, 1:]
+
+
+def step_too_long(tokens_N, T):
+    W = len(tokens_N) // (T + 1)
+    chunks = tokens_N[: W * (T + 1)].view(W, T + 1)
+    return chunks[:, :-1], chunks[:, 1:]
 
 
 # 08.2
@@ -200,6 +214,7 @@ SOLUTIONS = {
 
 #: Other right answers.
 ALSO_RIGHT = {
+    "08.1": [in_a_loop, by_unfolding],
     "08.3": [at_once, in_numpy],
     "08.4": [one_by_one],
     "08.5": [an_array, a_tensor],
@@ -210,9 +225,9 @@ WRONG = {
         (not_shifted, "not shifted"),
         (shifted_twice, "shifted twice"),
         (backwards, "wrong way round"),
-        (overlapping, "do not overlap"),
+        (overlapping, "overlapping"),
         (short, "one token short"),
-        (step_too_long, "a step of T + 1"),
+        (step_too_long, "a stride of T + 1"),
     ],
     "08.2": [
         (seconds, "seconds"),

@@ -9,15 +9,23 @@ import torch
 from labkit.notebook.exercises import Fresh, compare, exercise, require
 
 
-@exercise("08.1", title="Inputs and targets")
-def inputs_and_targets(attempt: Callable[..., Any], fresh: Fresh) -> str:
-    for length, i in ((5, 2), (8, 1), (4, 3)):
-        tokens = fresh.permutation(60)
-        start = i * length
-        inputs = tokens[start : start + length]
+@exercise("08.1", title="All windows at once")
+def all_windows(attempt: Callable[..., Any], fresh: Fresh) -> str:
+    for count, length in ((23, 5), (25, 6), (24, 4)):
+        tokens = fresh.permutation(count)
+        whole = (count - 1) // length
+        inputs = tokens[: whole * length].view(whole, length)
+        targets = tokens[1 : whole * length + 1].view(whole, length)
+        got = attempt(tokens, length)
+        require(
+            isinstance(got, (tuple, list)) and len(got) == 2,
+            "Return two matrices: the inputs and the targets.",
+        )
+        blocks = count // (length + 1)
+        chunks = tokens[: blocks * (length + 1)].view(blocks, length + 1)
         compare(
-            attempt(tokens, length, i),
-            (inputs, tokens[start + 1 : start + length + 1]),
+            got,
+            (inputs, targets),
             {
                 "not shifted: each target is its own input, so the model learns to copy": (
                     inputs,
@@ -25,28 +33,23 @@ def inputs_and_targets(attempt: Callable[..., Any], fresh: Fresh) -> str:
                 ),
                 "shifted twice: each target is the token after the next": (
                     inputs,
-                    tokens[start + 2 : start + length + 2],
+                    torch.cat([tokens[2 : whole * length + 1], tokens[-1:]]).view(whole, length),
                 ),
-                "the wrong way round: the targets come before the inputs": (
-                    tokens[start + 1 : start + length + 1],
-                    inputs,
-                ),
-                "a window that starts at token i: windows do not overlap, so it starts at i T": (
-                    tokens[i : i + length],
-                    tokens[i + 1 : i + length + 1],
-                ),
-                "a step of T + 1: windows share a token, the last target of one is the first input "
-                "of the next, so window i starts at i T": (
-                    tokens[i * (length + 1) : i * (length + 1) + length],
-                    tokens[i * (length + 1) + 1 : (i + 1) * (length + 1)],
+                "the wrong way round: the targets come before the inputs": (targets, inputs),
+                "a stride of T + 1: the last target of a window is the first input of the next, "
+                "so windows begin T apart": (chunks[:, :-1], chunks[:, 1:]),
+                "overlapping: windows begin T apart, not one": (
+                    tokens[:-1].unfold(0, length, 1),
+                    tokens[1:].unfold(0, length, 1),
                 ),
                 "one token short: a window of T inputs needs T + 1 tokens of the stream": (
-                    inputs[:-1],
-                    inputs[1:],
+                    inputs[:, :-1],
+                    inputs[:, 1:],
                 ),
             },
+            what="The windows",
         )
-    return "Right: T + 1 tokens give T predictions."
+    return "Right: every token but the first is a target, up to the end of the last window."
 
 
 @exercise("08.2", title="How long will it take?")
@@ -77,7 +80,9 @@ def positions_of(attempt: Callable[..., Any], fresh: Fresh) -> str:
         numbers = [first, first + 1, first, first + 2, first + 1, first + 3]
         if first:
             numbers = numbers[::-1]
-        ids = torch.tensor([n for n, size in zip(numbers, lengths, strict=True) for _ in range(size)])
+        ids = torch.tensor(
+            [n for n, size in zip(numbers, lengths, strict=True) for _ in range(size)]
+        )
         right = torch.tensor([t for size in lengths for t in range(size)])
         seen = [int((ids[:t] == ids[t]).sum()) for t in range(len(ids))]
         got = attempt(ids)
