@@ -108,10 +108,8 @@ def test_a_record_of_other_sizes_is_stale(chapter):
     assert stale_recordings(toy, folder) == []
     resize(toy, "n=7", "n=8")
     (said,) = stale_recordings(toy, folder)
-    assert (
-        "recorded with n = 7, 04_toy.ipynb now says 8: run `python -m labkit.course record 04 --profile hour`"
-        in said
-    )
+    assert "recorded with n = 7, 04_toy.ipynb now says 8: run" in said
+    assert "`python -m labkit.course record 04 --profile hour`" in said
     resize(toy, "cpu=dict(n=4, m=2)", "cpu=dict(n=4, m=5)")
     assert [("m = 2" in s, "m" in s) for s in stale_recordings(toy, folder)] == [
         (True, True),

@@ -29,9 +29,11 @@ class Recorded(NamedTuple):
     """One recorded run."""
 
     header: dict[str, Any]
-    """chapter, name, profile, command, sizes, seed, device, precision, threads, date, torch, and how
-    long it took: cpu_seconds_per_thread (true also of a run that was stopped for a while) or, on a
-    GPU, wall_seconds."""
+    """chapter, name, profile, command, sizes, seed, device, precision, threads, date, torch.
+
+    And the time it took: cpu_seconds_per_thread (true also of a run that was stopped for a while)
+    or, on a GPU, wall_seconds.
+    """
     rows: list[dict[str, Any]]
 
     @property
@@ -127,7 +129,7 @@ def stale_recordings(chapter: Chapter, folder: Path | None = None) -> list[str]:
 
 
 def sizes_of(chapter: Chapter, profile: str) -> dict[str, Any]:
-    """The sizes of a profile as they stand in a chapter; `hour` has those of `cpu` it does not name.
+    """The sizes of a profile as they stand in a chapter; `hour` is `cpu` but for what it names.
 
     Raises:
         LabError: they are not written as plain values.
