@@ -70,6 +70,14 @@ def cases():
             yield pytest.param(chapter, number, source, answer, id=number)
 
 
+def also_right_cases():
+    for chapter in CHAPTERS:
+        if (SOLUTIONS / f"chapter_{chapter.number}.py").exists():
+            for number, answers in getattr(load(chapter), "ALSO_RIGHT", {}).items():
+                for answer in answers:
+                    yield pytest.param(chapter, number, answer, id=f"{number}-{answer.__name__}")
+
+
 def wrong_cases():
     for chapter in CHAPTERS:
         if (SOLUTIONS / f"chapter_{chapter.number}.py").exists():
@@ -110,6 +118,13 @@ def test_the_folded_solution_passes(chapter, number, source, answer):
     names = names_of(chapter)
     execute(folded(chapter)[number], names, f"solution {number}")
     verdict = judge(exercises(chapter.number)[number], names[answer])
+    assert verdict.status == "passed", verdict.message
+
+
+@pytest.mark.parametrize(("chapter", "number", "answer"), list(also_right_cases()))
+def test_another_form_of_the_answer_passes(chapter, number, answer):
+    """Such as an array where a list would do."""
+    verdict = judge(exercises(chapter.number)[number], answer)
     assert verdict.status == "passed", verdict.message
 
 

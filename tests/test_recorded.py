@@ -1,16 +1,20 @@
 """Recorded hours: written by a run of its own, read beside the live one, tied to the sizes."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
+import torch
 from test_course import write_chapter
 
 from labkit import course
 from labkit.course import read_recorded, stale_recordings, write_recorded
 from labkit.course.chapter import Chapter
+from labkit.course.recorded import KEEP, Recorded
 from labkit.course.running import record
 from labkit.errors import LabError
+from labkit.notebook import lab
 
 SIZES = (
     "size = lab.sizes(smoke=dict(n=1, m=2), cpu=dict(n=3, m=2), gpu=dict(n=9, m=2), hour={hour})"
@@ -51,6 +55,9 @@ def test_an_hour_is_recorded_once_and_shown_beside_the_live_run(chapter, tmp_pat
     assert kept.header["command"] == "labkit run 04 --profile hour"
     assert "repeat it with: labkit run 04 --profile hour" in kept.label
     assert kept.header["date"] in kept.label
+    assert "wall_seconds" not in kept.header
+    assert 0 <= kept.header["cpu_seconds_per_thread"] < 60
+    assert "minutes of CPU time on each; repeat" in kept.label
     shown = course.execute(toy.path, tmp_path / "out.ipynb", "cpu")
     assert shown["metrics"] == {"live": 3, "recorded": 7}
     before = sorted(tmp_path.rglob("*"))
@@ -58,6 +65,23 @@ def test_an_hour_is_recorded_once_and_shown_beside_the_live_run(chapter, tmp_pat
     assert results["04_toy"]["metrics"] == {"live": 7, "recorded": 7}
     new = {path for path in set(tmp_path.rglob("*")) - set(before) if path.suffix == ".jsonl"}
     assert new == set(), "only `record` keeps anything"
+
+
+def test_the_time_of_a_record_holds_when_the_run_had_to_wait(monkeypatch):
+    """A stopped or niced process loses time on the clock on the wall, and none of its own."""
+    monkeypatch.delenv(KEEP, raising=False)
+    here = lab.start("hour", chapter="04")
+    now = time.perf_counter() + 3600
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    assert lab.seconds_since_start() >= 3600
+    assert here.recorded("toy", [{"loss": 1.0}]).header["cpu_seconds_per_thread"] < 60
+    began = time.process_time()
+    monkeypatch.setattr(time, "process_time", lambda: began + 120 * torch.get_num_threads())
+    after = here.recorded("toy", [{"loss": 1.0}])
+    assert 120 <= after.header["cpu_seconds_per_thread"] < 180
+    assert ", 2 minutes of CPU time on each;" in after.label
+    gpu = Recorded({**after.header, "wall_seconds": 300}, after.rows)
+    assert ", 5 minutes; repeat" in gpu.label
 
 
 def test_a_run_on_a_gpu_is_recorded_under_its_own_sizes(chapter, tmp_path, monkeypatch):
@@ -84,10 +108,8 @@ def test_a_record_of_other_sizes_is_stale(chapter):
     assert stale_recordings(toy, folder) == []
     resize(toy, "n=7", "n=8")
     (said,) = stale_recordings(toy, folder)
-    assert (
-        "recorded with n = 7, 04_toy.ipynb now says 8: run `python -m labkit.course record 04 --profile hour`"
-        in said
-    )
+    assert "recorded with n = 7, 04_toy.ipynb now says 8: run" in said
+    assert "`python -m labkit.course record 04 --profile hour`" in said
     resize(toy, "cpu=dict(n=4, m=2)", "cpu=dict(n=4, m=5)")
     assert [("m = 2" in s, "m" in s) for s in stale_recordings(toy, folder)] == [
         (True, True),
@@ -131,13 +153,9 @@ def test_every_committed_record_belongs_to_a_chapter_and_its_sizes():
     for path in course.recorded_folder().glob("*"):
         number = path.name[:2]
         assert number in {it.number for it in course.chapters()}, path
-        assert set(read_recorded(number, path.stem.split("_", 1)[1]).header) >= {
-            "command",
-            "sizes",
-            "seconds",
-            "date",
-            "device",
-        }
+        header = read_recorded(number, path.stem.split("_", 1)[1]).header
+        assert set(header) >= {"command", "sizes", "date", "device"}
+        assert ("cpu_seconds_per_thread" in header) != ("wall_seconds" in header), path
     for it in course.chapters():
         assert stale_recordings(it) == []
 

@@ -29,17 +29,24 @@ class Recorded(NamedTuple):
     """One recorded run."""
 
     header: dict[str, Any]
-    """chapter, name, profile, command, sizes, seed, device, precision, threads, seconds, date, torch."""
+    """chapter, name, profile, command, sizes, seed, device, precision, threads, date, torch.
+
+    And the time it took: cpu_seconds_per_thread (true also of a run that was stopped for a while)
+    or, on a GPU, wall_seconds.
+    """
     rows: list[dict[str, Any]]
 
     @property
     def label(self) -> str:
         """What must stand beside it: recorded when, where, in how long, and by which command."""
         h = self.header
-        minutes = h["seconds"] / 60
+        if "wall_seconds" in h:
+            took = f"{h['wall_seconds'] / 60:.0f} minutes"
+        else:
+            took = f"{h['cpu_seconds_per_thread'] / 60:.0f} minutes of CPU time on each"
         return (
             f"Recorded on {h['date']} ({h['device']}, {h['threads']} threads, {h['precision']}), "
-            f"{minutes:.0f} minutes; repeat it with: {h['command']}"
+            f"{took}; repeat it with: {h['command']}"
         )
 
 
@@ -122,7 +129,7 @@ def stale_recordings(chapter: Chapter, folder: Path | None = None) -> list[str]:
 
 
 def sizes_of(chapter: Chapter, profile: str) -> dict[str, Any]:
-    """The sizes of a profile as they stand in a chapter; `hour` has those of `cpu` it does not name.
+    """The sizes of a profile as they stand in a chapter; `hour` is `cpu` but for what it names.
 
     Raises:
         LabError: they are not written as plain values.

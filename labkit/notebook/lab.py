@@ -28,9 +28,11 @@ DARK = (
     "{ filter: invert(0.93) hue-rotate(180deg) }"
 )
 
-#: When the current chapter started (seconds of `time.perf_counter`) and which one it is.
+#: When the current chapter started (seconds of `time.perf_counter`; `computed`: of
+#: `time.process_time`) and which one it is.
 _current: dict[str, Any] = {
     "started": time.perf_counter(),
+    "computed": time.process_time(),
     "chapter": "",
     "profile": "",
     "sizes": {},
@@ -65,6 +67,11 @@ class Lab:
     ) -> Recorded:
         """The recorded run of an experiment; under its profile the live run is that run.
 
+        Its header says how long the chapter took up to here. On a CPU that is
+        `cpu_seconds_per_thread`, the CPU time of this process divided by its threads: it stays
+        true when the run was stopped for a while, or gave way to others. On a GPU it is
+        `wall_seconds`.
+
         Args:
             name: of the experiment in this chapter.
             rows: what the run that is live now found, as it would be recorded.
@@ -78,6 +85,12 @@ class Lab:
         """
         if self.profile != profile:
             return read_recorded(self.chapter, name)
+        threads = torch.get_num_threads()
+        if self.device.type == "cpu":
+            clock = "cpu_seconds_per_thread"
+            seconds = (time.process_time() - _current["computed"]) / threads
+        else:
+            clock, seconds = "wall_seconds", seconds_since_start()
         header = {
             "chapter": self.chapter,
             "name": name,
@@ -87,8 +100,8 @@ class Lab:
             "seed": self.seed,
             "device": _device_name(self.device),
             "precision": self.precision,
-            "threads": torch.get_num_threads(),
-            "seconds": round(seconds_since_start()),
+            "threads": threads,
+            clock: round(seconds),
             "date": time.strftime("%Y-%m-%d"),
             "torch": metadata.version("torch"),
         }
@@ -117,7 +130,12 @@ def start(profile: str = "auto", seed: int = 0, chapter: str = "") -> Lab:
     device = runtime.pick_device("auto" if profile == "gpu" else "cpu")
     lab = Lab(profile, device, runtime.pick_precision(device), seed, chapter)
     plots.use_style()
-    _current.update(started=time.perf_counter(), chapter=chapter, profile=profile)
+    _current.update(
+        started=time.perf_counter(),
+        computed=time.process_time(),
+        chapter=chapter,
+        profile=profile,
+    )
     card = {
         "profile": profile,
         "device": f"{device} ({_device_name(device)})",

@@ -3,93 +3,60 @@
 import math
 
 import numpy as np
+import torch
 
 # 08.1
 
 
-def solution_1(tokens_N, T, i):
-    chunk = tokens_N[i * T : i * T + T + 1]
-    return chunk[:-1], chunk[1:]
+def solution_1(tokens_N, T):
+    W = (len(tokens_N) - 1) // T
+    return tokens_N[: W * T].view(W, T), tokens_N[1 : W * T + 1].view(W, T)
 
 
-def not_shifted(tokens_N, T, i):
-    return tokens_N[i * T : i * T + T], tokens_N[i * T : i * T + T]
+def in_a_loop(tokens_N, T):
+    starts = range(0, len(tokens_N) - T, T)
+    inputs = [tokens_N[i : i + T].tolist() for i in starts]
+    return np.array(inputs), np.array([tokens_N[i + 1 : i + T + 1].tolist() for i in starts])
 
 
-def shifted_twice(tokens_N, T, i):
-    return tokens_N[i * T : i * T + T], tokens_N[i * T + 2 : i * T + T + 2]
+def by_unfolding(tokens_N, T):
+    chunks = tokens_N.unfold(0, T + 1, T)
+    return chunks[:, :-1], chunks[:, 1:]
 
 
-def backwards(tokens_N, T, i):
-    return tokens_N[i * T + 1 : i * T + T + 1], tokens_N[i * T : i * T + T]
+def not_shifted(tokens_N, T):
+    return solution_1(tokens_N, T)[0], solution_1(tokens_N, T)[0]
 
 
-def overlapping(tokens_N, T, i):
-    return tokens_N[i : i + T], tokens_N[i + 1 : i + T + 1]
+def shifted_twice(tokens_N, T):
+    inputs, _ = solution_1(tokens_N, T)
+    shifted = torch.cat([tokens_N[2 : inputs.numel() + 1], tokens_N[-1:]])
+    return inputs, shifted.view(inputs.shape)
 
 
-def short(tokens_N, T, i):
-    chunk = tokens_N[i * T : (i + 1) * T]
-    return chunk[:-1], chunk[1:]
+def backwards(tokens_N, T):
+    return solution_1(tokens_N, T)[::-1]
+
+
+def overlapping(tokens_N, T):
+    return tokens_N[:-1].unfold(0, T, 1), tokens_N[1:].unfold(0, T, 1)
+
+
+def short(tokens_N, T):
+    inputs, _ = solution_1(tokens_N, T)
+    return inputs[:, :-1], inputs[:, 1:]
+
+
+def step_too_long(tokens_N, T):
+    W = len(tokens_N) // (T + 1)
+    chunks = tokens_N[: W * (T + 1)].view(W, T + 1)
+    return chunks[:, :-1], chunks[:, 1:]
 
 
 # 08.2
 
 
-def solution_2(loss, tokens, num_bytes):
-    return loss * tokens / (math.log(2) * num_bytes)
-
-
-def nats_per_byte(loss, tokens, num_bytes):
-    return loss * tokens / num_bytes
-
-
-def bits_per_token(loss, tokens, num_bytes):
-    return loss / math.log(2)
-
-
-def times_ln2(loss, tokens, num_bytes):
-    return loss * tokens * math.log(2) / num_bytes
-
-
-def upside_down(loss, tokens, num_bytes):
-    return loss * num_bytes / (math.log(2) * tokens)
-
-
-# 08.3
-
-
-def solution_3(step, total, warmup, peak, low):
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    u = (step - warmup) / (total - warmup)
-    return low + (peak - low) * (1 + math.cos(math.pi * u)) / 2
-
-
-def from_zero(step, total, warmup, peak, low):
-    return peak * step / warmup if step < warmup else solution_3(step, total, warmup, peak, low)
-
-
-def jump(step, total, warmup, peak, low):
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    return low + (peak - low) * (1 + math.cos(math.pi * step / total)) / 2
-
-
-def to_zero(step, total, warmup, peak, low):
-    return solution_3(step, total, warmup, peak, 0.0)
-
-
-def straight(step, total, warmup, peak, low):
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    return peak + (low - peak) * (step - warmup) / (total - warmup)
-
-
-# 08.4
-
-
-def solution_4(parameters, tokens, devices, peak, utilisation):
+def solution_2(parameters, tokens, devices, peak, utilisation):
     return 6 * parameters * tokens / (devices * peak * utilisation) / 3600
 
 
@@ -107,6 +74,94 @@ def at_peak(parameters, tokens, devices, peak, utilisation):
 
 def one_device(parameters, tokens, devices, peak, utilisation):
     return 6 * parameters * tokens / (peak * utilisation) / 3600
+
+
+# 08.3
+
+
+def solution_3(document_ids_T):
+    positions = []
+    for t, number in enumerate(document_ids_T.tolist()):
+        goes_on = t > 0 and number == document_ids_T[t - 1]
+        positions.append(positions[-1] + 1 if goes_on else 0)
+    return positions
+
+
+def at_once(document_ids_T):
+    place = torch.arange(len(document_ids_T))
+    begins = torch.ones(len(place), dtype=torch.bool)
+    begins[1:] = document_ids_T[1:] != document_ids_T[:-1]
+    return place - (place * begins).cummax(0).values
+
+
+def in_numpy(document_ids_T):
+    return np.array(solution_3(document_ids_T))
+
+
+def whole_row(document_ids_T):
+    return torch.arange(len(document_ids_T))
+
+
+def from_one(document_ids_T):
+    return at_once(document_ids_T) + 1
+
+
+def goes_on(document_ids_T):
+    ids = document_ids_T.tolist()
+    return [ids[:t].count(number) for t, number in enumerate(ids)]
+
+
+def the_number(document_ids_T):
+    return document_ids_T
+
+
+# 08.4
+
+
+def solution_4(ours_D, theirs_D, bytes_D):
+    saved_D, D = (ours_D - theirs_D) / math.log(2), len(bytes_D)
+    without_D = (saved_D.sum() - saved_D) / (bytes_D.sum() - bytes_D)
+    error = ((D - 1) / D * ((without_D - without_D.mean()) ** 2).sum()).sqrt()
+    return saved_D.sum() / bytes_D.sum(), error
+
+
+def one_by_one(ours_D, theirs_D, bytes_D):
+    def difference(rows):
+        nats = sum(float(ours_D[d] - theirs_D[d]) for d in rows)
+        return nats / math.log(2) / sum(float(bytes_D[d]) for d in rows)
+
+    D = len(bytes_D)
+    left_out = [difference([d for d in range(D) if d != k]) for k in range(D)]
+    return difference(range(D)), float(np.std(left_out) * (D - 1) ** 0.5)
+
+
+def mean_of_documents(ours_D, theirs_D, bytes_D):
+    each_D = (ours_D - theirs_D) / math.log(2) / bytes_D
+    return each_D.mean(), each_D.std() / len(each_D) ** 0.5
+
+
+def in_nats(ours_D, theirs_D, bytes_D):
+    return tuple(x * math.log(2) for x in solution_4(ours_D, theirs_D, bytes_D))
+
+
+def other_way_round(ours_D, theirs_D, bytes_D):
+    return solution_4(theirs_D, ours_D, bytes_D)
+
+
+def plain_deviation(ours_D, theirs_D, bytes_D):
+    difference, error = solution_4(ours_D, theirs_D, bytes_D)
+    D = len(bytes_D)
+    return difference, error * (D / (D - 1)) ** 0.5 / (D - 1) ** 0.5
+
+
+def without_factor(ours_D, theirs_D, bytes_D):
+    difference, error = solution_4(ours_D, theirs_D, bytes_D)
+    return difference, error * (len(bytes_D) / (len(bytes_D) - 1)) ** 0.5
+
+
+def no_root(ours_D, theirs_D, bytes_D):
+    difference, error = solution_4(ours_D, theirs_D, bytes_D)
+    return difference, error**2
 
 
 # 08.5
@@ -141,30 +196,12 @@ def unshuffled(step, n, batch_size, seed):
     return list(range(place * batch_size, (place + 1) * batch_size))
 
 
-# 08.6
+def an_array(step, n, batch_size, seed):
+    return np.array(solution_5(step, n, batch_size, seed))
 
 
-def solution_6(sizes_K, losses_K, floor):
-    x, y = sizes_K.log(), (losses_K - floor).log()
-    x = x - x.mean()
-    return float(-(x * y).sum() / (x * x).sum())
-
-
-def floor_forgotten(sizes_K, losses_K, floor):
-    return solution_6(sizes_K, losses_K, 0.0)
-
-
-def wrong_sign(sizes_K, losses_K, floor):
-    return -solution_6(sizes_K, losses_K, floor)
-
-
-def two_points(sizes_K, losses_K, floor):
-    excess = losses_K - floor
-    return float(-(excess[-1] / excess[0]).log() / (sizes_K[-1] / sizes_K[0]).log())
-
-
-def half_logarithm(sizes_K, losses_K, floor):
-    return solution_6(sizes_K, (losses_K - floor).exp(), 0.0)
+def a_tensor(step, n, batch_size, seed):
+    return torch.tensor(solution_5(step, n, batch_size, seed))
 
 
 SOLUTIONS = {
@@ -173,7 +210,14 @@ SOLUTIONS = {
     "08.3": solution_3,
     "08.4": solution_4,
     "08.5": solution_5,
-    "08.6": solution_6,
+}
+
+#: Other right answers.
+ALSO_RIGHT = {
+    "08.1": [in_a_loop, by_unfolding],
+    "08.3": [at_once, in_numpy],
+    "08.4": [one_by_one],
+    "08.5": [an_array, a_tensor],
 }
 
 WRONG = {
@@ -181,26 +225,29 @@ WRONG = {
         (not_shifted, "not shifted"),
         (shifted_twice, "shifted twice"),
         (backwards, "wrong way round"),
-        (overlapping, "do not overlap"),
+        (overlapping, "overlapping"),
         (short, "one token short"),
+        (step_too_long, "a stride of T + 1"),
     ],
     "08.2": [
-        (nats_per_byte, "nats per byte"),
-        (bits_per_token, "bits per token"),
-        (times_ln2, "multiplied by ln 2"),
-        (upside_down, "upside down"),
-    ],
-    "08.3": [
-        (from_zero, "first update"),
-        (jump, "jumps"),
-        (to_zero, "should end at low"),
-        (straight, "straight line"),
-    ],
-    "08.4": [
         (seconds, "seconds"),
         (forward_only, "forward pass only"),
         (at_peak, "utilisation"),
         (one_device, "one device"),
+    ],
+    "08.3": [
+        (whole_row, "begins again at 0"),
+        (from_one, "from 1"),
+        (goes_on, "it is a new document"),
+        (the_number, "not the place in it"),
+    ],
+    "08.4": [
+        (mean_of_documents, "the mean over documents"),
+        (in_nats, "divide by ln 2"),
+        (other_way_round, "theirs less ours"),
+        (plain_deviation, "plain standard deviation"),
+        (without_factor, "without the factor"),
+        (no_root, "take the root"),
     ],
     "08.5": [
         (reseeded, "the data repeats"),
@@ -208,11 +255,5 @@ WRONG = {
         (global_state, "answers differently"),
         (same_epochs, "order of the first"),
         (unshuffled, "shuffle"),
-    ],
-    "08.6": [
-        (floor_forgotten, "subtract the floor"),
-        (wrong_sign, "with its sign"),
-        (two_points, "first and the last point"),
-        (half_logarithm, "without the logarithm of the loss"),
     ],
 }

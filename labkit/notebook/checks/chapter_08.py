@@ -9,15 +9,23 @@ import torch
 from labkit.notebook.exercises import Fresh, compare, exercise, require
 
 
-@exercise("08.1", title="Inputs and targets")
-def inputs_and_targets(attempt: Callable[..., Any], fresh: Fresh) -> str:
-    for length, i in ((5, 2), (8, 1), (4, 3)):
-        tokens = fresh.permutation(60)
-        start = i * length
-        inputs = tokens[start : start + length]
+@exercise("08.1", title="All windows at once")
+def all_windows(attempt: Callable[..., Any], fresh: Fresh) -> str:
+    for count, length in ((23, 5), (25, 6), (24, 4)):
+        tokens = fresh.permutation(count)
+        whole = (count - 1) // length
+        inputs = tokens[: whole * length].view(whole, length)
+        targets = tokens[1 : whole * length + 1].view(whole, length)
+        got = attempt(tokens, length)
+        require(
+            isinstance(got, (tuple, list)) and len(got) == 2,
+            "Return two matrices: the inputs and the targets.",
+        )
+        blocks = count // (length + 1)
+        chunks = tokens[: blocks * (length + 1)].view(blocks, length + 1)
         compare(
-            attempt(tokens, length, i),
-            (inputs, tokens[start + 1 : start + length + 1]),
+            got,
+            (inputs, targets),
             {
                 "not shifted: each target is its own input, so the model learns to copy": (
                     inputs,
@@ -25,109 +33,26 @@ def inputs_and_targets(attempt: Callable[..., Any], fresh: Fresh) -> str:
                 ),
                 "shifted twice: each target is the token after the next": (
                     inputs,
-                    tokens[start + 2 : start + length + 2],
+                    torch.cat([tokens[2 : whole * length + 1], tokens[-1:]]).view(whole, length),
                 ),
-                "the wrong way round: the targets come before the inputs": (
-                    tokens[start + 1 : start + length + 1],
-                    inputs,
-                ),
-                "a window that starts at token i: windows do not overlap, so it starts at i T": (
-                    tokens[i : i + length],
-                    tokens[i + 1 : i + length + 1],
+                "the wrong way round: the targets come before the inputs": (targets, inputs),
+                "a stride of T + 1: the last target of a window is the first input of the next, "
+                "so windows begin T apart": (chunks[:, :-1], chunks[:, 1:]),
+                "overlapping: windows begin T apart, not one": (
+                    tokens[:-1].unfold(0, length, 1),
+                    tokens[1:].unfold(0, length, 1),
                 ),
                 "one token short: a window of T inputs needs T + 1 tokens of the stream": (
-                    inputs[:-1],
-                    inputs[1:],
+                    inputs[:, :-1],
+                    inputs[:, 1:],
                 ),
             },
+            what="The windows",
         )
-    return "Right: T + 1 tokens give T predictions."
+    return "Right: every token but the first is a target, up to the end of the last window."
 
 
-@exercise("08.2", title="Bits per byte")
-def bits_per_byte_of(attempt: Callable[..., Any], fresh: Fresh) -> str:
-    for _ in range(2):
-        loss = float(fresh.uniform(1, low=1.0, high=5.0))
-        tokens, num_bytes = fresh.integer(100, 1000), fresh.integer(2000, 4000)
-        ln2 = math.log(2)
-        compare(
-            attempt(loss, tokens, num_bytes),
-            loss * tokens / (ln2 * num_bytes),
-            {
-                "in nats per byte: divide by ln 2": loss * tokens / num_bytes,
-                "in bits per token: multiply by tokens and divide by bytes": loss / ln2,
-                "multiplied by ln 2: a bit is ln 2 nats, so divide": loss
-                * tokens
-                * ln2
-                / num_bytes,
-                "upside down: there are fewer tokens than bytes, so bits per byte are fewer": (
-                    loss * num_bytes / (ln2 * tokens)
-                ),
-                "without the number of tokens: loss is the mean of one token": (
-                    loss / (ln2 * num_bytes)
-                ),
-            },
-        )
-    return "Right: the same measure for any tokenizer, and for gzip."
-
-
-@exercise("08.3", title="Warm-up and cosine")
-def schedule(attempt: Callable[..., Any], fresh: Fresh) -> str:
-    total, warmup = fresh.integer(60, 90), fresh.integer(8, 15)
-    peak = float(fresh.uniform(1, low=0.5, high=2.0))
-    low = 0.1 * peak
-
-    def rates(function: Callable[..., Any]) -> torch.Tensor:
-        steps = range(total + 1)
-        return torch.tensor(
-            [float(function(s, total, warmup, peak, low)) for s in steps], dtype=torch.float64
-        )
-
-    def cosine(u: float, bottom: float = low) -> float:
-        return bottom + (peak - bottom) * (1 + math.cos(math.pi * u)) / 2
-
-    def right(s: int, *_: float) -> float:
-        after = (s - warmup) / (total - warmup)
-        return peak * (s + 1) / warmup if s < warmup else cosine(after)
-
-    def from_zero(s: int, *_: float) -> float:
-        return peak * s / warmup if s < warmup else right(s)
-
-    def cosine_from_start(s: int, *_: float) -> float:
-        return right(s) if s < warmup else cosine(s / total)
-
-    def to_zero(s: int, *_: float) -> float:
-        return right(s) if s < warmup else cosine((s - warmup) / (total - warmup), 0.0)
-
-    def linear(s: int, *_: float) -> float:
-        u = (s - warmup) / (total - warmup)
-        return right(s) if s < warmup else peak + (low - peak) * u
-
-    def whole_wave(s: int, *_: float) -> float:
-        return right(s) if s < warmup else cosine(2 * (s - warmup) / (total - warmup))
-
-    compare(
-        rates(attempt),
-        rates(right),
-        {
-            "0 in the first update, which is then wasted: use (step + 1) / warmup": (
-                lambda: rates(from_zero)
-            ),
-            "a cosine that began at step 0: the rate jumps where the warm-up ends": (
-                lambda: rates(cosine_from_start)
-            ),
-            "falling to 0: it should end at low": lambda: rates(to_zero),
-            "a straight line after the warm-up: it should be a cosine": lambda: rates(linear),
-            "a whole cosine wave: half of one goes from peak down to low": (
-                lambda: rates(whole_wave)
-            ),
-        },
-        what="The rate over the run",
-    )
-    return "Right at every step of a run."
-
-
-@exercise("08.4", title="How long will it take?")
+@exercise("08.2", title="How long will it take?")
 def training_hours(attempt: Callable[..., Any], fresh: Fresh) -> str:
     for _ in range(2):
         n, d = fresh.integer(10**6, 10**9), fresh.integer(10**8, 10**11)
@@ -148,6 +73,88 @@ def training_hours(attempt: Callable[..., Any], fresh: Fresh) -> str:
     return "Right: the first number of every pretraining plan."
 
 
+@exercise("08.3", title="Positions in a packed row")
+def positions_of(attempt: Callable[..., Any], fresh: Fresh) -> str:
+    for first in (0, 5):
+        lengths = [fresh.integer(1, 6) for _ in range(5)] + [3]
+        numbers = [first, first + 1, first, first + 2, first + 1, first + 3]
+        if first:
+            numbers = numbers[::-1]
+        ids = torch.tensor(
+            [n for n, size in zip(numbers, lengths, strict=True) for _ in range(size)]
+        )
+        right = torch.tensor([t for size in lengths for t in range(size)])
+        seen = [int((ids[:t] == ids[t]).sum()) for t in range(len(ids))]
+        got = attempt(ids)
+        require(got is not None and len(got) == len(ids), f"Return {len(ids)} positions.")
+        compare(
+            torch.as_tensor(got).long(),
+            right,
+            {
+                "counted through the whole row: each document begins again at 0": torch.arange(
+                    len(ids)
+                ),
+                "from 1: the first token of a document stands at 0": right + 1,
+                "a number that comes back goes on where it stopped: it is a new document": (
+                    torch.tensor(seen)
+                ),
+                "the number of the document, not the place in it": ids,
+            },
+            what="The positions",
+        )
+    return "Right: each document is read as if it stood alone."
+
+
+@exercise("08.4", title="The error of a difference")
+def difference_and_error(attempt: Callable[..., Any], fresh: Fresh) -> str:
+    ln2 = math.log(2)
+    for count in (12, 30):
+        size = fresh.integers(200, 9000, count).double()
+        theirs = size * fresh.uniform(count, low=0.7, high=1.2).double()
+        ours = theirs * (0.95 + 0.05 * fresh.normal(count).double())
+        saved = (ours - theirs) / ln2
+        without = (saved.sum() - saved) / (size.sum() - size)
+        spread = ((without - without.mean()) ** 2).sum()
+        difference, error = saved.sum() / size.sum(), ((count - 1) / count * spread).sqrt()
+        each = saved / size
+        got = attempt(ours, theirs, size)
+        require(
+            isinstance(got, (tuple, list)) and len(got) == 2,
+            "Return two numbers: the difference and its standard error.",
+        )
+        compare(
+            float(got[0]),
+            float(difference),
+            {
+                "the mean over documents: a short one then counts as much as a long one; divide "
+                "the sum by the sum": float(each.mean()),
+                "in nats: divide by ln 2": float(difference * ln2),
+                "theirs less ours: negative should mean that ours needs fewer bits": (
+                    float(-difference)
+                ),
+            },
+            tolerance=1e-6,
+            what="The difference",
+        )
+        compare(
+            float(got[1]),
+            float(error),
+            {
+                "the plain standard deviation of the left-out values: they hardly differ from one "
+                "another, so the sum is not divided by D - 1": float((spread / (count - 1)).sqrt()),
+                "without the factor (D - 1) / D": float(spread.sqrt()),
+                "the square of the error: take the root": float(error**2),
+                "of the mean over documents: leave one out of the sums": (
+                    float(each.std() / count**0.5)
+                ),
+                "in nats: divide by ln 2": float(error * ln2),
+            },
+            tolerance=1e-6,
+            what="The error",
+        )
+    return "Right: what other documents of this kind would change."
+
+
 @exercise("08.5", title="A sampler that survives a kill")
 def batch_indices(attempt: Callable[..., Any], fresh: Fresh) -> str:
     size, updates, seed = 4, fresh.integer(5, 9), fresh.integer(0, 1000)
@@ -155,9 +162,11 @@ def batch_indices(attempt: Callable[..., Any], fresh: Fresh) -> str:
 
     def batch(step: int, s: int = seed) -> list[int]:
         found = attempt(step, n, size, s)
+        if hasattr(found, "tolist"):  # of numpy or torch
+            found = found.tolist()
         require(
-            isinstance(found, (list, tuple)) and len(found) == size,
-            f"Return a list of {size} indices, not {str(found)[:60]}.",
+            isinstance(found, (list, tuple, range)) and len(found) == size,
+            f"Return {size} indices, not {str(found)[:60]}.",
         )
         found = [int(i) for i in found]
         require(
@@ -198,39 +207,3 @@ def batch_indices(attempt: Callable[..., Any], fresh: Fresh) -> str:
     other = [i for step in range(updates) for i in batch(step, seed + 1)]
     require(other != epochs[0], "Another seed gives the same order: use the seed.")
     return "Right: a pure function of (seed, step), which a killed run can ask again."
-
-
-@exercise("08.6", title="The exponent")
-def exponent(attempt: Callable[..., Any], fresh: Fresh) -> str:
-    for count in (5, 7):
-        sizes = torch.logspace(4, 6, count, dtype=torch.float64)
-        alpha = float(fresh.uniform(1, low=0.1, high=0.5))
-        floor = float(fresh.uniform(1, low=0.5, high=1.5))
-        losses = floor + 20 * sizes**-alpha * (0.05 * fresh.normal(count)).exp()
-
-        def slope(x: torch.Tensor, y: torch.Tensor) -> float:
-            x = x - x.mean()
-            return float((x * y).sum() / (x * x).sum())
-
-        right = -slope(sizes.log(), (losses - floor).log())
-        ends = -float(
-            ((losses - floor)[-1] / (losses - floor)[0]).log() / (sizes[-1] / sizes[0]).log()
-        )
-        compare(
-            attempt(sizes, losses, floor),
-            right,
-            {
-                "fitted to the whole loss: subtract the floor first, or the line bends": (
-                    -slope(sizes.log(), losses.log())
-                ),
-                "the slope with its sign: alpha is positive where larger models are better": -right,
-                "fitted against N instead of ln N": -slope(sizes, (losses - floor).log()),
-                "fitted without the logarithm of the loss": -slope(sizes.log(), losses - floor),
-                "taken from the first and the last point only: use all in least squares": ends,
-                "the slope of ln N against the loss: exchange the two": (
-                    -slope((losses - floor).log(), sizes.log())
-                ),
-            },
-            tolerance=1e-6,
-        )
-    return "Right: a straight line in logarithms, once the floor is taken off."
