@@ -3,8 +3,6 @@
 import hashlib
 import random
 
-import torch
-
 # 10.1
 
 
@@ -24,7 +22,7 @@ def first_blocks(names, k):
 
 def by_prefix(names, k):
     count = 1 + max(int(n.split(".")[1]) for n in names if n.startswith("blocks."))
-    last = tuple(f"blocks.{i % 10}" for i in range(count - k, count)) + ("classifier",)
+    last = ("classifier", *(f"blocks.{i % 10}" for i in range(count - k, count)))
     return [n for n in names if n.startswith(last)]
 
 
@@ -105,32 +103,35 @@ def mean_recall(predicted_N, labels_N, num_classes):
 # 10.4
 
 
-def solution_4(a_N, b_N, document_N):
-    d_N = a_N - b_N
-    K = int(document_N.max()) + 1
-    sums_K = torch.zeros(K, dtype=d_N.dtype).index_add_(0, document_N, d_N - d_N.mean())
-    return ((K / (K - 1)) * (sums_K / len(d_N)).square().sum()).sqrt()
+def solution_4(confidence_N, right_N, bins):
+    total = 0.0
+    for b in range(bins):
+        inside = (confidence_N > b / bins) & (confidence_N <= (b + 1) / bins)
+        if inside.any():
+            gap = (right_N[inside].mean() - confidence_N[inside].mean()).abs()
+            total += inside.double().mean() * gap
+    return total
 
 
-def of_sentences(a_N, b_N, document_N):
-    return (a_N - b_N).std() / len(a_N) ** 0.5
+def unweighted_bins(confidence_N, right_N, bins):
+    gaps = []
+    for b in range(bins):
+        inside = (confidence_N > b / bins) & (confidence_N <= (b + 1) / bins)
+        if inside.any():
+            gaps.append((right_N[inside].mean() - confidence_N[inside].mean()).abs())
+    return sum(gaps) / len(gaps)
 
 
-def not_centred(a_N, b_N, document_N):
-    d_N = a_N - b_N
-    K = int(document_N.max()) + 1
-    sums_K = torch.zeros(K, dtype=d_N.dtype).index_add_(0, document_N, d_N)
-    return ((K / (K - 1)) * (sums_K / len(d_N)).square().sum()).sqrt()
+def signed_gaps(confidence_N, right_N, bins):
+    return (right_N - confidence_N).mean()
 
 
-def documents_alike(a_N, b_N, document_N):
-    d_N, K = a_N - b_N, int(document_N.max()) + 1
-    means = torch.stack([d_N[document_N == k].mean() for k in range(K)])
-    return means.std() / K**0.5
+def no_bins(confidence_N, right_N, bins):
+    return (right_N.mean() - confidence_N.mean()).abs()
 
 
-def a_variance(a_N, b_N, document_N):
-    return solution_4(a_N, b_N, document_N) ** 2
+def example_by_example(confidence_N, right_N, bins):
+    return (right_N - confidence_N).abs().mean()
 
 
 SOLUTIONS = {
@@ -162,9 +163,9 @@ WRONG = {
         (mean_recall, "macro recall"),
     ],
     "10.4": [
-        (of_sentences, "as if they were independent"),
-        (not_centred, "without taking the mean"),
-        (documents_alike, "weigh alike"),
-        (a_variance, "square root"),
+        (unweighted_bins, "weigh each bin"),
+        (signed_gaps, "underconfidence cancel"),
+        (no_bins, "bin by bin"),
+        (example_by_example, "inside each bin first"),
     ],
 }

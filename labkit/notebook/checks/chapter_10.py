@@ -155,41 +155,40 @@ def _predictions(fresh: Fresh, classes: int, examples: int) -> tuple[Tensor, Ten
             return predicted, labels
 
 
-@exercise("10.4", title="How sure, over documents")
-def paired_error(attempt: Callable[..., Any], fresh: Fresh) -> str:
-    for documents in (7, 30):
-        counts = fresh.integers(2, 30, documents)
-        document_N = torch.repeat_interleave(torch.arange(documents), counts)
-        document_N = document_N[torch.randperm(len(document_N))]
-        hard_K = fresh.uniform(documents)  # sentences of a document are alike
-        a_N = (fresh.uniform(len(document_N)) < 0.4 + 0.6 * hard_K[document_N]).double()
-        b_N = (fresh.uniform(len(document_N)) < 0.9 - 0.6 * hard_K[document_N]).double()
-        d_N = a_N - b_N
-        K, N = documents, len(d_N)
-
-        def over(d_N: Tensor, place_N: Tensor = document_N, K: int = K, N: int = N) -> float:
-            sums_K = torch.zeros(K, dtype=torch.float64).index_add_(0, place_N, d_N)
-            return float(((K / (K - 1)) * (sums_K / N).square().sum()).sqrt())
-
-        by_document = torch.stack([d_N[document_N == k].mean() for k in range(K)])
+@exercise("10.4", title="Expected calibration error")
+def ece(attempt: Callable[..., Any], fresh: Fresh) -> str:
+    for bins in (10, 5):
+        confidence = fresh.uniform(400, low=0.21, high=0.999)
+        # Too modest below 0.6, too sure above: signed gaps cancel.
+        truth = torch.where(confidence < 0.6, confidence + 0.3, confidence - 0.3)
+        right = (fresh.uniform(400) < truth).double()
+        which = (confidence * bins).ceil().long().clamp(1, bins) - 1
+        share, gaps = [], []
+        for b in range(bins):
+            inside = which == b
+            if inside.any():
+                share.append(inside.double().mean())
+                gaps.append((right[inside].mean() - confidence[inside].mean()).abs())
+        total = float((right - confidence).mean())
+        shares, gap_bins = torch.stack(share), torch.stack(gaps)
         compare(
-            attempt(a_N, b_N, document_N),
-            over(d_N - d_N.mean()),
+            attempt(confidence, right, bins),
+            float((shares * gap_bins).sum()),
             {
-                "of sentences, as if they were independent: sum within each document first": (
-                    float(d_N.std() / N**0.5)
+                "the plain mean over bins: weigh each bin by its share of the examples": float(
+                    gap_bins.mean()
                 ),
-                "without taking the mean difference off": over(d_N),
-                "of two accuracies that do not know of one another: take the difference sentence "
-                "by sentence": float(
-                    (over(a_N - a_N.mean()) ** 2 + over(b_N - b_N.mean()) ** 2) ** 0.5
+                "one gap for all examples, so that over- and underconfidence cancel: take the "
+                "absolute gap bin by bin": abs(total),
+                "signed, so that over- and underconfidence cancel: take the absolute gap bin by "
+                "bin": total,
+                "signed, so that over- and underconfidence cancel: take the absolute gap in every "
+                "bin": -total,
+                "the largest gap, which is called maximum calibration error": float(gap_bins.max()),
+                "|right - confidence| example by example: average inside each bin first": float(
+                    (right - confidence).abs().mean()
                 ),
-                "of documents that weigh alike: long ones count more": float(
-                    by_document.std() / K**0.5
-                ),
-                "the variance: take the square root": over(d_N - d_N.mean()) ** 2,
-                "without K / (K - 1)": over(d_N - d_N.mean()) * ((K - 1) / K) ** 0.5,
             },
-            what="Your standard error",
+            what="Your ECE",
         )
-    return "Right: neighbours in one article are worth less than strangers."
+    return "Right: 0 would mean that 80% sure is right 80 times in 100."
