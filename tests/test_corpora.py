@@ -398,3 +398,27 @@ def test_documents_between_dividers_are_taken_as_they_are(folder, tmp_path, monk
 def test_a_text_that_only_speaks_of_the_divider_is_not_divided(tmp_path):
     (tmp_path / "notes.md").write_text("The mark <|endoftext|> ends a text.\n\n" * 3)
     assert len(files.documents(tmp_path)) == 1
+
+
+def test_the_search_for_twins_is_made_once(tmp_path, monkeypatch):
+    """Its answer is kept, by the texts' content; a damaged or unwritable cache changes nothing."""
+    from labkit.text import cleaning, corpora
+
+    monkeypatch.setenv("LABKIT_CACHE", str(tmp_path))
+    searched = []
+    search = cleaning.deduplicate
+    monkeypatch.setattr(cleaning, "deduplicate", lambda t: searched.append(len(t)) or search(t))
+
+    def report():
+        corpora._bbc_unique.cache_clear()
+        return corpora.duplicates("bbc_news")
+
+    found = report()
+    assert found == report()
+    assert searched == [found.read], "the second time it is read"
+    (kept,) = tmp_path.glob("twins-*.json")
+    for damage in ("", "[[1], 2, 3]"):
+        kept.write_text(damage)
+        assert report() == found, damage
+    monkeypatch.setenv("LABKIT_CACHE", str(kept))  # a file: no folder can be made there
+    assert report() == found

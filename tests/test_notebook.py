@@ -287,6 +287,8 @@ def test_progress_counts_in_a_terminal(capsys):
     assert seen == [0, 1, 2, 3, 4]
     assert bar.done == 10
     assert "10/10" in capsys.readouterr().err
+    assert list(progress([], "nothing to do")) == []
+    assert capsys.readouterr().err == ""
 
 
 def test_words_for_time_and_records():

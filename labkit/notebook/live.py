@@ -283,11 +283,13 @@ def progress(over: int | Iterable | None = None, description: str = "") -> Any:
         train(..., on_step=progress(400, "pretraining"))
         for story in progress(stories, "reading"): ...
 
-    In a notebook it updates one output; in a terminal it is tqdm's.
+    In a notebook it updates one output, in a terminal it is tqdm's; around nothing it shows nothing.
     """
     if over is None or isinstance(over, int):
         return Progress(over, description)
     total = len(over) if hasattr(over, "__len__") else None  # type: ignore[arg-type]
+    if total == 0:
+        return iter(())
     return _wrapped(over, Progress(total, description))
 
 

