@@ -283,7 +283,7 @@ def progress(over: int | Iterable | None = None, description: str = "") -> Any:
         train(..., on_step=progress(400, "pretraining"))
         for story in progress(stories, "reading"): ...
 
-    In a notebook it updates one output, in a terminal it is tqdm's; around nothing it shows nothing.
+    In a notebook it updates one output, in a terminal it is tqdm's; around nothing it is silent.
     """
     if over is None or isinstance(over, int):
         return Progress(over, description)
