@@ -27,8 +27,8 @@ from nbval.plugin import IPyNbCell, coalesce_streams
 
 import labkit
 from labkit import course
-from labkit.course.form import folded
 from labkit.course import stamping
+from labkit.course.form import folded
 
 ROOT = Path(__file__).resolve().parent.parent
 LARGEST_MB = 1.5
