@@ -21,7 +21,14 @@ from transformers import (
 
 from labkit.batches import Batches, Marks, Pad, RandomPiece, average_pieces, pieces
 from labkit.errors import LabError
-from labkit.evaluation import BagOfWords, classify, last_vectors, logistic_regression, set_head
+from labkit.evaluation import (
+    BagOfWords,
+    block_means,
+    classify,
+    last_vectors,
+    logistic_regression,
+    set_head,
+)
 from labkit.models import Transformer, TransformerConfig
 from labkit.models.adapting import add_mean_block
 from labkit.models.adapting.mean_block import MEAN_TO_CLS, POOLED
@@ -293,3 +300,29 @@ def test_pairs_without_marks_are_divided_by_a_line_break():
     assert tokenizer.decode(ids) == "some\nwords"
     with pytest.raises(LabError, match="max_length 1 is out of range"):
         tokenizer.encode_pairs(["some"], ["words"], 1)
+
+
+def test_means_after_each_block_leave_padding_out():
+    torch.manual_seed(0)
+    model = Transformer(
+        TransformerConfig.bert(
+            vocab_size=30, context_length=16, d_model=16, num_layers=3, num_heads=2, num_labels=2,
+            pooling="mean", dropout=0.1,
+        )
+    ).train()  # fmt: skip
+    texts = [torch.randint(0, 30, (length,)) for length in (3, 9, 12)]
+    rows = [{"input_ids": ids, "labels": torch.tensor(0)} for ids in texts]
+
+    def means(some):
+        return block_means(model, Batches(some, 3, Pad(0), shuffle=False).evaluation_batches())
+
+    together = means(rows)
+    assert together.shape == (3, 3, 16)
+    assert model.training, "its mode is as it was"
+    for alone, row in zip(together, rows, strict=True):
+        np.testing.assert_allclose(means([row])[0], alone, atol=1e-5)
+    with torch.no_grad():
+        last = model.eval()(texts[2][None]).hidden.mean(1)[0]
+    np.testing.assert_allclose(together[2, -1], last, atol=1e-5)
+    assert not np.allclose(together[2, 0], last, atol=1e-4)
+    assert not any(block._forward_hooks for block in model.blocks), "no hook stays"
