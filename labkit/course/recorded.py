@@ -95,7 +95,8 @@ def read_recorded(chapter: str, name: str, folder: Path | None = None) -> Record
     path = (folder or recorded_folder()) / f"{chapter}_{name}.jsonl"
     if not path.exists():
         raise LabError(
-            f"{path} does not exist: record it with `python -m labkit.course record {chapter}`"
+            f"{path} does not exist: record it with `python -m labkit.course record {chapter}` "
+            "(with --profile gpu what takes a GPU)"
         )
     try:
         header, *rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
