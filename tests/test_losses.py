@@ -134,3 +134,12 @@ def test_binary_agrees_with_two_class_softmax():
 def test_binary_refuses_class_indices():
     with pytest.raises(LabError, match="use cross_entropy"):
         losses.binary_cross_entropy(torch.zeros(2), torch.tensor([0, 3]))
+
+
+def test_a_chunk_is_smaller_for_a_large_vocabulary():
+    """What a chunk holds does not grow with the vocabulary."""
+    assert losses.positions_at_once(4096) == 1024
+    assert losses.positions_at_once(49_152) == 341
+    assert losses.positions_at_once(10**9) == 1
+    for vocab in (20_000, 49_152, 152_000):
+        assert losses.positions_at_once(vocab) * vocab <= 2**24

@@ -20,6 +20,7 @@ from labkit.accounting.memory import Precision, kept_bytes
 from labkit.errors import LabError
 from labkit.models.config import TransformerConfig
 from labkit.models.counts import parameters, parameters_by_part
+from labkit.objectives.losses import positions_at_once
 from labkit.optim.adamw8bit import state_bytes
 
 OPTIMIZERS = ("adamw", "adamw8bit", "adamw8bit_paged", "sgd")
@@ -63,8 +64,8 @@ class Recipe:
     """Gradients of earlier micro-batches exist during the forward pass."""
     chunked_loss: bool = True
     """Never hold all logits: `losses.chunked_cross_entropy`."""
-    chunk: int = 1024
-    """Positions of a chunk."""
+    chunk: int | None = None
+    """Positions of a chunk; None: as many as the loss takes for the vocabulary."""
 
     def __post_init__(self) -> None:
         if self.precision not in ("fp32", "bf16", "fp16"):
@@ -133,7 +134,7 @@ def predict_moments(
 
     vocabulary, stream = V * D, kept.block_input
     if recipe.chunked_loss:
-        C = min(recipe.chunk, N)
+        C = min(recipe.chunk or positions_at_once(V), N)
         cast = e * vocabulary if narrow and w == 4 else 0
         softmax = 8 * C * V
         product = (6 if narrow else 4) * C * V + e * vocabulary

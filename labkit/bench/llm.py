@@ -35,10 +35,11 @@ def _tokens(folder: Any, count: int) -> np.ndarray:
     return np.resize(np.array(ids), count)
 
 
-def _labkit(**settings: Any) -> Callable:
+def _labkit(checkpointing: bool = False, **settings: Any) -> Callable:
     def run(half: str, steps: int, batch: int, length: int) -> list[float]:
         folder = corpora.smollm2_folder()
         model = open_lm(folder)
+        model.gradient_checkpointing = checkpointing
         windows = Windows(_tokens(folder, steps * batch * length + 1), length)
         data = Batches(windows, batch, shuffle=False)
         return labkit_moments(model, objectives.causal_lm, data, steps, precision=half, **settings)
@@ -78,6 +79,9 @@ CONTESTANTS: dict[str, Callable[[str, int, int, int], list[float]]] = {
     "labkit": _labkit(),
     "labkit, micro-batches of 2": _labkit(micro_batch_size=2),
     "labkit, step in backward": _labkit(step_in_backward=True, grad_clip=0.0),
+    "labkit, step in backward, gradient checkpointing": _labkit(
+        checkpointing=True, step_in_backward=True, grad_clip=0.0
+    ),
 }
 
 

@@ -100,6 +100,14 @@ def binary_cross_entropy(
     return total, valid_N.sum()
 
 
+def positions_at_once(vocab_size: int) -> int:
+    """Positions whose logits `chunked_cross_entropy` holds together: 1024, fewer above 16,384 ids.
+
+    So a chunk has at most 2^24 logits, 67 MB in fp32, however large the vocabulary.
+    """
+    return max(1, min(1024, 2**24 // vocab_size))
+
+
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """Forward computes loss and gradients chunk by chunk, so logits exist for one chunk only."""
 
@@ -152,7 +160,7 @@ def chunked_cross_entropy(
     hidden_ND: Float[Tensor, "N D"],
     weight_VD: Float[Tensor, "V D"],
     targets_N: Int[Tensor, " N"],
-    chunk: int = 1024,
+    chunk: int | None = None,
 ) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
     """`cross_entropy(hidden @ weight.T, targets)` without ever holding the N x V logits.
 
@@ -164,7 +172,7 @@ def chunked_cross_entropy(
         hidden_ND: the last hidden states.
         weight_VD: the output embedding (no bias).
         targets_N: as in `cross_entropy`.
-        chunk: positions at a time, at least 1.
+        chunk: positions at a time, at least 1; None: `positions_at_once` of the vocabulary.
 
     Returns:
         (sum in nats, count). Differentiable in hidden and weight (once).
@@ -172,6 +180,7 @@ def chunked_cross_entropy(
     Cost: 2 n V D FLOPs forward and 4 n V D for the gradients, done in the forward pass, of the n
     rows that count.
     """
+    chunk = positions_at_once(weight_VD.shape[0]) if chunk is None else chunk
     if chunk < 1:
         raise LabError(f"chunk {chunk} is out of range: choose at least 1 position")
     _check_targets(targets_N, weight_VD.shape[0])
