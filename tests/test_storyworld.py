@@ -281,3 +281,17 @@ def test_the_last_place_or_person_named_is_mostly_wrong(sample) -> None:
 def test_a_negative_count_is_refused() -> None:
     with pytest.raises(LabError, match="count is -1"):
         storyworld.stories(-1)
+
+
+def test_where_is_asks_for_the_first_thing_of_each_story() -> None:
+    asked = storyworld.where_is(20, 5, storyworld.SMALL)
+    told = list(storyworld.stories(20, 5, storyworld.SMALL))
+    assert asked == storyworld.where_is(20, 5, storyworld.SMALL)
+    for (prompt, answer), story in zip(asked, told, strict=True):
+        text, question = prompt.split("\n")
+        assert text == story.text
+        assert storyworld.Question(question, answer, "where_object") in story.questions
+    names = {place for _, place in storyworld.SMALL.places}
+    assert {answer.removeprefix("the ") for _, answer in asked} <= names
+    with pytest.raises(LabError, match="count is -1"):
+        storyworld.where_is(-1)

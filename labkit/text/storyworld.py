@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from labkit.errors import LabError
@@ -113,6 +113,17 @@ LEXICON = Lexicon(
     ),
 )
 
+#: A world that an LLM learns to follow within minutes: fewer names, and 2 to 4 events.
+SMALL = replace(
+    LEXICON,
+    people=LEXICON.people[:8],
+    places=LEXICON.places[:8],
+    objects=LEXICON.objects[:6],
+    reasons=LEXICON.reasons[:1],
+    times=LEXICON.times[:2],
+    events=(2, 4),
+)
+
 
 class Question(NamedTuple):
     """A question about one story and its answer of one to three words."""
@@ -197,6 +208,22 @@ def stories(count: int, seed: int = 0, lexicon: Lexicon = LEXICON) -> Iterator[S
     if count < 0:
         raise LabError(f"count is {count}; ask for 0 stories or more.")
     return (story(index, seed, lexicon) for index in range(count))
+
+
+def where_is(count: int, seed: int = 0, lexicon: Lexicon = LEXICON) -> list[tuple[str, str]]:
+    """(story, a line break, "Where is the key?"; "the attic"): each story's first thing.
+
+    Args:
+        count: stories, at least 0.
+        seed, lexicon: as in `stories`.
+
+    Raises:
+        LabError: when `count` is negative.
+    """
+    return [
+        (f"{it.text}\n{it.questions[0].question}", it.questions[0].answer)
+        for it in stories(count, seed, lexicon)
+    ]
 
 
 def story(index: int, seed: int = 0, lexicon: Lexicon = LEXICON) -> Story:
