@@ -36,7 +36,8 @@ def save_adapter(
     Args:
         model: after `strategies.apply`.
         folder: where to; made if needed.
-        base: name or folder of the model that it began from, for who opens it.
+        base: name or folder of the model that it began from, for who opens it; None: where
+            transformers says that it opened it.
         facts: further entries of labkit.json.
 
     Returns:
@@ -62,11 +63,18 @@ def save_adapter(
             for name, p in model.named_parameters()
             if p.requires_grad
         }
-    config["base_model_name_or_path"] = None if base is None else str(base)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     write_json(folder / CONFIG, config)
-    write_json(folder / OURS, {"strategy": dataclasses.asdict(settings), **facts})
+    write_json(folder / OURS, {"strategy": dataclasses.asdict(settings)})
+    name_base(folder, base or getattr(model.config, "_name_or_path", None) or None, **facts)
     return folder
+
+
+def name_base(folder: Path, base: str | Path | None, **facts: Any) -> None:
+    """Say afterwards for which base model an adapter is; arguments as in `save_adapter`."""
+    named = {"base_model_name_or_path": None if base is None else str(base)}
+    write_json(folder / CONFIG, read_adapter(folder) | named)
+    write_json(folder / OURS, about(folder) | facts)
 
 
 def load_adapter(model: nn.Module, folder: str | Path) -> list[str]:
