@@ -169,6 +169,8 @@ class Transformer(nn.Module):
         Raises:
             LabError: The sequence is longer than context_length, or the masks do not fit.
         """
+        if cache is not None and self.config.kind == "encoder":
+            raise LabError("an encoder sees the whole sequence at once and has no use for a cache")
         hidden_BTD = self._hidden(
             input_ids, attention_mask, position_ids, document_ids, token_type_ids, cache, source
         )
@@ -311,8 +313,6 @@ class Transformer(nn.Module):
             raise LabError("document_ids pack training sequences; a cache generates: give only one")
         if self.before is not None and document_ids is not None:
             raise LabError("document_ids pack sequences, a prompt or prefix stands before each one")
-        if isinstance(cache, KVCache) and self.config.kind == "encoder":
-            raise LabError("an encoder sees the whole sequence at once and has no use for a cache")
 
 
 def blocks(model: nn.Module) -> nn.ModuleList:

@@ -194,8 +194,8 @@ def whole_model_folder(name: str | Path) -> Path:
     if is_adapter(folder):
         base = read_adapter(folder).get("base_model_name_or_path")
         raise LabError(
-            f"{name} holds an adapter for {base}, and training begins from a whole model: give that "
-            "one, or a run of another strategy"
+            f"{name} holds an adapter for {base}, and training begins from a whole model: give "
+            "that one, or a run of another strategy"
         )
     return folder
 

@@ -59,9 +59,7 @@ class LoRA(nn.Module):
         ranges: of each role's outputs.
     """
 
-    def __init__(
-        self, outputs: int, pairs: dict[str, LowRank], ranges: dict[str, tuple[int, int]]
-    ):
+    def __init__(self, outputs: int, pairs: dict[str, LowRank], ranges: dict[str, tuple[int, int]]):
         super().__init__()
         self.outputs, self.ranges = outputs, ranges
         self.pairs = nn.ModuleDict(pairs)

@@ -27,8 +27,8 @@ BODY = "base_model.model."
 KINDS = {"LORA": "lora", "PROMPT_TUNING": "prompt", "PREFIX_TUNING": "prefix"}
 #: Variants that change what is computed; each must be absent, or as here.
 PLAIN = {"use_dora": False, "use_rslora": False, "bias": "none", "lora_bias": False,
-         "layer_replication": None, "trainable_token_indices": None, "alora_invocation_tokens": None,
-         "num_transformer_submodules": 1}  # fmt: skip
+         "layer_replication": None, "trainable_token_indices": None,
+         "alora_invocation_tokens": None, "num_transformer_submodules": 1}  # fmt: skip
 
 
 class Part(NamedTuple):
@@ -98,9 +98,7 @@ def read(model: nn.Module, config: dict[str, Any], tensors: dict[str, Tensor]) -
     """
     name: Any = KINDS.get(config.get("peft_type", ""))
     if name is None:
-        raise LabError(
-            f"peft_type is {config.get('peft_type')!r}: labkit reads {', '.join(KINDS)}"
-        )
+        raise LabError(f"peft_type is {config.get('peft_type')!r}: labkit reads {', '.join(KINDS)}")
     for key, value in PLAIN.items():
         if config.get(key, value) not in (value, None):
             raise LabError(f"{key} is {config[key]!r}: labkit reads adapters where it is {value!r}")
@@ -127,8 +125,8 @@ def read(model: nn.Module, config: dict[str, Any], tensors: dict[str, Tensor]) -
 def _copy(target: Tensor, value: Tensor, name: str) -> None:
     if target.shape != value.shape:
         raise LabError(
-            f"{name} has shape {tuple(value.shape)} in the adapter and {tuple(target.shape)} in the "
-            "model: give the base model that it was trained on"
+            f"{name} has shape {tuple(value.shape)} in the adapter and {tuple(target.shape)} in "
+            "the model: give the base model that it was trained on"
         )
     with torch.no_grad():
         target.copy_(value)
@@ -141,7 +139,7 @@ def _parts(model: nn.Module) -> list[Part]:
     """Every layer that may have LoRA, cut as transformers cuts it."""
     names = {module: name for name, module in model.named_modules()}
     layers = {place.layer: None for block in places(model) for place in block}
-    ours = parameter_names(model.config, hf_config(model.config)[0]) if is_ours(model) else {}  # type: ignore[arg-type]
+    ours = _table(model) if is_ours(model) else {}
     parts = []
     for layer in layers:
         theirs = ours.get(f"{names[layer]}.weight", (f"{names[layer]}.weight",))
@@ -154,11 +152,13 @@ def _parts(model: nn.Module) -> list[Part]:
 
 
 def _pairs(model: nn.Module, settings: Strategy) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    every, ranks, tensors = _parts(model), {}, {}
-    for part in every:
-        found = getattr(part.layer, "lora", None)
+    ranks, tensors = {}, {}
+    for part in _parts(model):
+        found: Any = getattr(part.layer, "lora", None)
+        if found is None:
+            continue
         As, Bs = [], []
-        for role, (start, stop) in found.ranges.items() if found is not None else ():
+        for role, (start, stop) in found.ranges.items():
             low, high = max(start, part.outputs[0]), min(stop, part.outputs[1])
             if low < high:
                 pair = found.pairs[role]
@@ -174,14 +174,14 @@ def _pairs(model: nn.Module, settings: Strategy) -> tuple[dict[str, Any], dict[s
             ranks[part.name] = sum(len(A) for A in As)
     rank = min(ranks.values())
     others = {name: number for name, number in ranks.items() if number != rank}
-    scale = lora.layers(model)[0].lora.pairs.values().__iter__().__next__().scale
+    scale = next(iter(lora.layers(model)[0].lora.pairs.values())).scale
     config = {
         "peft_type": "LORA",
         "r": rank,
         "lora_alpha": scale * rank,
         "rank_pattern": others,
         "alpha_pattern": {name: scale * number for name, number in others.items()},
-        "target_modules": _short(list(ranks), [part.name for part in every]),
+        "target_modules": _short(list(ranks), _all_names(model)),
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": _stored_transposed(model),
@@ -189,7 +189,14 @@ def _pairs(model: nn.Module, settings: Strategy) -> tuple[dict[str, Any], dict[s
     return config, tensors
 
 
-def _short(chosen: list[str], every: list[str]) -> list[str]:
+def _all_names(model: nn.Module) -> set[str]:
+    """The names of all layers of the transformers model."""
+    if not is_ours(model):
+        return {name for name, _ in model.named_modules() if ".lora" not in name}
+    return {name.rpartition(".")[0] for names in _table(model).values() for name in names}
+
+
+def _short(chosen: list[str], every: set[str]) -> list[str]:
     """The last words of the layers' names, where they say as much as the whole names."""
     ends = {name.split(".")[-1] for name in chosen}
     meant = {name for name in every if name.split(".")[-1] in ends}
@@ -253,7 +260,7 @@ def _positions(
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     common = {"num_virtual_tokens": learned.length, "num_transformer_submodules": 1}
     if isinstance(learned, prompts.Prompt):
-        tensors = {"prompt_embeddings": learned.vectors}
+        tensors: dict[str, Tensor] = {"prompt_embeddings": learned.vectors}
         kind = {"peft_type": "PROMPT_TUNING", "prompt_tuning_init": "RANDOM"}
         return {**common, **kind, "token_dim": learned.vectors.shape[1]}, tensors
     layers, heads, size = learned.shape
@@ -286,6 +293,11 @@ def _theirs(model: nn.Module, name: str) -> str:
     """The transformers name of a parameter that both have whole."""
     if not is_ours(model):
         return name
-    config: Any = model.config
-    (found,) = parameter_names(config, hf_config(config)[0])[name]
+    (found,) = _table(model)[name]
     return found
+
+
+def _table(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """A labkit model's parameters, and those of transformers that are stacked in them."""
+    config: Any = model.config
+    return parameter_names(config, hf_config(config)[0])

@@ -1,9 +1,9 @@
 """Where things are in a model: its head, its blocks, and in each block the linear layers by role.
 
-    labkit      attention.qkv: q | k | v    attention.out   ffn.up: gate | up            ffn.down
-    Llama       q_proj, k_proj, v_proj      o_proj          gate_proj, up_proj           down_proj
-    BERT        query, key, value           output.dense    intermediate.dense           output.dense
-    GPT-2       c_attn: q | k | v           c_proj          c_fc                         c_proj
+    labkit      attention.qkv: q | k | v    attention.out   ffn.up: gate | up     ffn.down
+    Llama       q_proj, k_proj, v_proj      o_proj          gate_proj, up_proj    down_proj
+    BERT        query, key, value           output.dense    intermediate.dense    output.dense
+    GPT-2       c_attn: q | k | v           c_proj          c_fc                  c_proj
 
 A role is a range of outputs of a layer, because some models compute several projections at once.
 
@@ -61,7 +61,7 @@ def is_classifier(model: nn.Module) -> bool:
 
 
 def head(model: nn.Module) -> list[nn.Module]:
-    """The modules of the task's own layer: a classifier, or the vocabulary projection; perhaps []."""
+    """The modules of the task's own layer, a classifier or the vocabulary projection; or []."""
     children = dict(model.named_children())
     if not is_ours(model) and hasattr(model, "base_model_prefix"):
         inside: Any = model.base_model_prefix
@@ -72,7 +72,8 @@ def head(model: nn.Module) -> list[nn.Module]:
 
 def width(layer: nn.Module) -> tuple[int, int]:
     """Inputs and outputs of a linear layer."""
-    rows, columns = layer.weight.shape  # type: ignore[union-attr]
+    weight: Any = layer.weight
+    rows, columns = weight.shape
     return (rows, columns) if transposed(layer) else (columns, rows)
 
 

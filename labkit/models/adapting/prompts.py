@@ -6,14 +6,14 @@
                                  n keys and values each, as if n positions had been read
 
 Both stand at positions 0 .. n - 1, so the text begins at position n; nothing is predicted at them.
-A prefix reaches every block directly, a prompt only through the blocks below. Neither is an adapter:
-no weight inside the blocks is new.
+A prefix reaches every block directly, a prompt only through the blocks below. Neither is an
+adapter: no weight inside the blocks is new.
 
     labkit         `Transformer.before` is called between embedding and blocks
     transformers   a hook before the base model puts the same in its inputs
 
-Legend: B batch, T positions of the text, S positions so far, N learned ones, D model width, L blocks,
-G key/value heads, K head width.
+Legend: B batch, T positions of the text, S positions so far, N learned ones, D model width,
+L blocks, G key/value heads, K head width.
 
 Sources: Lester et al. 2021, arXiv:2104.08691 (prompt; begun from words); Li & Liang 2021,
 arXiv:2101.00190 (prefix; its net of two layers, section 4.3; begun from words, section 7.4).
@@ -35,7 +35,7 @@ from labkit.models.transformer import Transformer
 Pairs = list[tuple[Tensor, Tensor]]
 
 
-class Past:
+class Past(KVCache):
     """Keys and values that stand before the text, in the place of a cache; gradients pass through.
 
     Args:
@@ -45,7 +45,7 @@ class Past:
     def __init__(self, pairs: Pairs):
         self.pairs, self.seen = pairs, []
         self.length = pairs[0][0].shape[2] if pairs else 0
-        self.source: dict[int, Any] = {}
+        self.source = {}
 
     def append(self, layer: int, k_BGTK: Tensor, v_BGTK: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values with those before them; nothing is kept of the text."""

@@ -1,10 +1,10 @@
 """What a strategy of fine-tuning can be told. Imports no torch: the command line is made from it.
 
-    Strategy("lora", rank=8)  ──> strategies.apply(model, ...)
-    labkit finetune --strategy lora --rank 8  ──> the same object
+Strategy("lora", rank=8)  ──> strategies.apply(model, ...)
+labkit finetune --strategy lora --rank 8  ──> the same object
 
-    existing weights    full, layerwise: all;  encoder, head, last_k, feed_forward, bitfit: some
-    new weights         adapters, lora: inside the blocks;  prompt, prefix: before the text
+existing weights    full, layerwise: all;  encoder, head, last_k, feed_forward, bitfit: some
+new weights         adapters, lora: inside the blocks;  prompt, prefix: before the text
 """
 
 import math

@@ -4,11 +4,12 @@
     apply(model, "encoder")  all but the task's own layer        "head"        only that layer
     apply(model, "last_k")   the top blocks and what follows     "bitfit"      the biases
     apply(model, "feed_forward")                                 "adapters"    nets in the blocks
-    apply(model, Strategy("lora", rank=4, targets=("q", "v")))   "prompt", "prefix"   before the text
+    apply(model, Strategy("lora", rank=4, targets=("q", "v")))   "prompt", "prefix"   before texts
 
 A strategy sets `requires_grad`, and puts in what is new; the loop, the objective and the data stay
 the same. Frozen parameters need no gradient and no optimizer state, and nothing below the lowest
-trained one needs a backward pass. A classifier's own layer trains with every strategy but `encoder`.
+trained one needs a backward pass. A classifier's own layer trains with every strategy but
+`encoder`.
 
 Sources: Howard & Ruder 2018, arXiv:1801.06146, section 3.2 (a rate for each layer); Clark et al.
 2020, arXiv:2003.10555 (the same by a factor); Ben Zaken et al. 2022, arXiv:2106.10199 (BitFit);
@@ -149,8 +150,8 @@ def _head(model: nn.Module, settings: Strategy) -> set[str]:
     if not ours or shared:
         why = "is tied to the embedding" if shared else "is missing"
         raise LabError(
-            f"the head of {type(model).__name__} {why}, so {settings.name!r} cannot train it apart: "
-            "give the model a classifier (num_labels > 0), untie it, or use 'full'."
+            f"the head of {type(model).__name__} {why}, so {settings.name!r} cannot train it "
+            "apart: give the model a classifier (num_labels > 0), untie it, or use 'full'."
         )
     return _names(model, own)
 
