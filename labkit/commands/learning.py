@@ -27,6 +27,7 @@ from labkit.evaluation.linear import (
 )
 from labkit.generation.classifier import Classifier, Reading, has_segments
 from labkit.models.adapting.mean_block import add_mean_block, has_pooler
+from labkit.models.adapting.settings import INSEPARABLE
 from labkit.models.huggingface.folders import is_classifier, open_classifier, open_lm
 from labkit.models.huggingface.reading import read_config
 from labkit.objectives.tasks import causal_lm, classification
@@ -73,8 +74,18 @@ class Learner:
     def batches(self, split: str) -> Batches:
         raise NotImplementedError
 
+    @property
+    def result(self) -> Path:
+        """Where the run leaves what commands open."""
+        alone = self.options.strategy in INSEPARABLE
+        return self.options.out / ("adapter" if alone else "model")
+
+    def facts(self) -> dict[str, Any]:
+        """What an adapter's folder says besides: how its base was made ready."""
+        return {}
+
     def prepare(self, here: runtime.World) -> None:
-        """What comes before the first update."""
+        """What comes before the first update, on the frozen model."""
 
     def test(self, model: nn.Module) -> dict[str, Any]:
         raise NotImplementedError
@@ -83,7 +94,7 @@ class Learner:
         """Write the model card, once the test is done."""
         count, rows = len(self.task.texts["train"]), self.rows(evaluation)
         write_card(
-            self.options.out / "model",
+            self.options.out / "model",  # an adapter alone gets none
             self.use,
             str(self.options.model),
             {
@@ -142,9 +153,13 @@ class Classes(Learner):
     def __post_init__(self) -> None:
         self.reading = Reading(self.sizes.max_length, self.options.pieces)
         self.new_head = not _knows_classes(self.folder, self.task.classes)
-        if self.new_head and has_pooler(self.model):
+        self.mean_block = self.new_head and has_pooler(self.model)
+        if self.mean_block:
             add_mean_block(self.model)
         self.head: Any = None
+
+    def facts(self) -> dict[str, Any]:
+        return {"classes": self.task.classes, "mean_block": self.mean_block}
 
     def _reader(self, model: nn.Module) -> Classifier:
         return Classifier(model, self.tokenizer, self.reading)
@@ -172,7 +187,7 @@ class Classes(Learner):
         return logistic_regression(vectors, labels, intercept=biased)
 
     def test(self, model: nn.Module) -> dict[str, Any]:
-        self.reading.keep(self.options.out / "model", bool(self.task.pairs) and has_segments(model))
+        self.reading.keep(self.result, bool(self.task.pairs) and has_segments(model))
         frozen = None
         if self.options.baselines and self.head is not None:
             device = next(model.parameters()).device

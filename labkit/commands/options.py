@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from tyro.conf import Fixed, Positional, arg
 
 from labkit.errors import LabError
+from labkit.models.adapting.settings import Name as Strategy
 from labkit.training.config import Precision, TrainConfig
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -139,14 +140,15 @@ class Finetune:
 
     A csv or jsonl file with the columns text and label trains a classifier (of pairs, with
     --pair-column); prompt and answer train a language model to answer; text alone (or a txt file)
-    continues its pretraining. All parameters are trained. What is not given is chosen from the
-    data and printed.
+    continues its pretraining. All parameters are trained, or those of a --strategy. What is not
+    given is chosen from the data and printed.
     """
 
     data: str = "bbc_news"
     """A labelled corpus (bbc_news) or a csv, tsv, jsonl or txt file."""
     out: Path = Path("runs/finetune")
-    """Run folder: config.json, metrics.jsonl, evaluation.json, checkpoints/, best/, model/."""
+    """Run folder: config.json, metrics.jsonl, evaluation.json, checkpoints/, best/, model/ (or
+    adapter/, after adapters, prompt and prefix)."""
     resume: bool = False
     """Continue the run in `out` from its newest good checkpoint, with its saved options."""
     overwrite: bool = False
@@ -169,8 +171,23 @@ class Finetune:
     """Column with the question or instruction."""
     answer_column: str = "answer"
     """Column with the answer."""
-    strategy: Literal["full", "head"] = "full"
-    """Train every parameter, or only the task's own layer."""
+    strategy: Strategy = "full"
+    """What trains: all (full; layerwise, lower blocks slower), a part (encoder, head, last_k,
+    feed_forward, bitfit), or something new (adapters, lora, prompt, prefix)."""
+    last: int = 1
+    """last_k: blocks from the top that train, at least 1."""
+    layer_decay: float = 0.8
+    """layerwise: rate of a block / rate of the block above it, in (0, 1]."""
+    adapter_width: int = 32
+    """adapters: width of each bottleneck, at least 1."""
+    rank: int = 8
+    """lora: rank of what is added to a matrix, at least 1."""
+    alpha: float = 16.0
+    """lora: what is added is scaled by alpha / rank; above 0."""
+    targets: tuple[str, ...] = ("q", "v")
+    """lora: matrices of each block, of q, k, v, qkv, out, gate, up, down."""
+    prompt_length: int = 20
+    """prompt, prefix: learned positions before the text, at least 1."""
     epochs: float | None = None
     """Passes over the training examples, above 0; None: 3, or more where there are few."""
     batch_size: int | None = None
@@ -180,7 +197,8 @@ class Finetune:
     pieces: int = 1
     """A text longer than max_length is read in up to this many pieces, not cut; at least 1."""
     learning_rate: float | None = None
-    """Peak rate, above 0; None: by the width of a classifier, 1e-4 at 384; else 5e-5."""
+    """Peak rate, above 0; None: by the width of a classifier, 1e-4 at 384; else 5e-5; of another
+    strategy than full a multiple of it."""
     patience: int | None = None
     """Evaluations without a better validation loss before stopping; 0: never; None: by the data."""
     restore_best: bool | None = None

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from labkit.commands.options import Finetune
+from labkit.commands.options import Finetune, check
 from labkit.commands.tasks import Task
 from labkit.models.config import context_length
 from labkit.text.tokenizers import Tokenizer
@@ -31,6 +31,10 @@ MANY_EXAMPLES = 2000
 MOST_TOKENS = {"classification": 256, "instruction": 512, "text": 256}
 #: Adam's peak rate for a classifier of this width; others in inverse proportion.
 RATE, WIDTH = 1e-4, 384
+#: Peak rate of a strategy / that of full fine-tuning. On trust, until a sweep has settled them.
+TIMES = {"bitfit": 10.0, "adapters": 10.0, "lora": 10.0}
+#: Peak rate where nothing pretrained trains.
+OWN_RATE = {"head": 1e-3, "prompt": 1e-2, "prefix": 1e-2}
 #: Fewer validation examples than these do not tell weights apart: the last ones are kept.
 ENOUGH_TO_CHOOSE = 50
 #: Validation at most so often in a run.
@@ -71,8 +75,13 @@ def sizes(
     if length is None:
         length = min(_length(task, tokenizer), MOST_TOKENS[task.kind])
     if rate is None:
-        rate = _rate(options.strategy, task, model)
-    return Sizes(batch_size, min(length, context_length(model)), rate)
+        rate = OWN_RATE.get(options.strategy) or _rate(task, model)
+        rate = float(f"{TIMES.get(options.strategy, 1.0) * rate:.1e}")
+    room = context_length(model)
+    if options.strategy in ("prompt", "prefix"):
+        room -= options.prompt_length
+        check(room >= 2, options, "prompt_length", f"at most {room + options.prompt_length - 2}")
+    return Sizes(batch_size, min(length, room), rate)
 
 
 def recipe(options: Finetune, chosen: Sizes, train: int, validation: int, kind: str) -> Recipe:
@@ -106,9 +115,7 @@ def recipe(options: Finetune, chosen: Sizes, train: int, validation: int, kind: 
     )
 
 
-def _rate(strategy: str, task: Task, model: nn.Module) -> float:
-    if strategy != "full":
-        return 1e-3
+def _rate(task: Task, model: nn.Module) -> float:
     if task.kind != "classification":
         return 5e-5
     config: Any = getattr(model, "config", None)

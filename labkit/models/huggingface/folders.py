@@ -2,6 +2,7 @@
 
 config.json, safetensors ──> open_lm          labkit's own where it knows the shape
                          └─> open_classifier  transformers'
+adapter_config.json      ──> the same of its base model, then what was trained beside it
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,14 @@ from typing import Any
 from torch import nn
 
 from labkit.errors import LabError
+from labkit.models.adapting.mean_block import add_mean_block
+from labkit.models.adapting.saving import (
+    about,
+    base_folder,
+    is_adapter,
+    load_adapter,
+    read_adapter,
+)
 from labkit.models.huggingface.reading import open_complete, read_config
 from labkit.models.huggingface.saving import knows, load_pretrained
 
@@ -29,7 +38,9 @@ def quiet_libraries() -> None:
 
 
 def is_classifier(folder: Path) -> bool:
-    """Whether a model folder names a classifier."""
+    """Whether a model folder, or that of an adapter, names a classifier."""
+    if is_adapter(folder):
+        return read_adapter(folder).get("task_type") == "SEQ_CLS"
     return any("SequenceClassification" in name for name in read_config(folder)["architectures"])
 
 
@@ -40,6 +51,10 @@ def open_lm(folder: Path) -> nn.Module:
         LabError: the folder holds no model that predicts the next token, or its weights are not
             complete.
     """
+    if is_adapter(folder):
+        model = open_lm(base_folder(folder))
+        load_adapter(model, folder)
+        return model.eval()
     if any("CausalLM" in name or "LMHead" in name for name in read_config(folder)["architectures"]):
         if knows(folder):
             return load_pretrained(folder)
@@ -53,6 +68,8 @@ def open_lm(folder: Path) -> nn.Module:
 
 def open_classifier(folder: Path, classes: Sequence[str] | None = None) -> nn.Module:
     """A transformers classifier; with `classes`, a new last layer for them where they differ."""
+    if is_adapter(folder):
+        return _with_adapter(folder, classes)
     if classes is None:
         return _from_pretrained("AutoModelForSequenceClassification", folder)
     return _from_pretrained(
@@ -64,6 +81,15 @@ def open_classifier(folder: Path, classes: Sequence[str] | None = None) -> nn.Mo
         ignore_mismatched_sizes=True,
         fresh=lambda name: any(part in HEADS for part in name.split(".")),
     )
+
+
+def _with_adapter(folder: Path, classes: Sequence[str] | None) -> nn.Module:
+    facts, known = about(folder), classes or about(folder).get("classes")
+    model = open_classifier(base_folder(folder), known)
+    if facts.get("mean_block"):
+        add_mean_block(model)
+    load_adapter(model, folder)
+    return model.eval()
 
 
 def _from_pretrained(kind: str, folder: Path, **options: Any) -> Any:

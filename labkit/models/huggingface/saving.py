@@ -126,12 +126,12 @@ def save_pretrained(model: nn.Module, folder: str | Path, tokenizer: Any = None)
             extra = {f"classifier.{k}": v for k, v in model.classifier.state_dict().items()}
             save_file(load_file(path) | extra, path, metadata={"format": "pt"})
         writes = model.config.kind != "encoder"
-        _save_tokenizer(tokenizer, folder, writes, model.config.context_length)
+        save_tokenizer(tokenizer, folder, writes, model.config.context_length)
     else:
         _name_tokens(model, tokenizer, replace=False)
         with _no_bar():
             model.save_pretrained(folder)  # type: ignore[operator]
-        _save_tokenizer(tokenizer, folder, model.can_generate())  # type: ignore[operator]
+        save_tokenizer(tokenizer, folder, model.can_generate())  # type: ignore[operator]
     return folder
 
 
@@ -175,7 +175,7 @@ def _name_tokens(model: Any, tokenizer: Any, replace: bool) -> None:
             setattr(generation, name, value)
 
 
-def _save_tokenizer(
+def save_tokenizer(
     tokenizer: Any, folder: Path, writes: bool, context_length: int | None = None
 ) -> None:
     """Put the tokenizer beside the model; one that `writes` gets a chat template in any case."""
