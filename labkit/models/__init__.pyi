@@ -3,6 +3,7 @@ from . import attention as attention
 from . import baselines as baselines
 from . import config as config
 from . import counts as counts
+from . import crf as crf
 from . import dropout as dropout
 from . import encoder_decoder as encoder_decoder
 from . import experts as experts
@@ -31,6 +32,9 @@ from .counts import forward_flops as forward_flops
 from .counts import measure_flops as measure_flops
 from .counts import parameters as parameters
 from .counts import parameters_by_part as parameters_by_part
+from .crf import Constraints as Constraints
+from .crf import LinearChainCRF as LinearChainCRF
+from .crf import bio_constraints as bio_constraints
 from .dropout import Dropout as Dropout
 from .encoder_decoder import EncoderDecoder as EncoderDecoder
 from .encoder_decoder import shift_right as shift_right
