@@ -125,7 +125,8 @@ def test_what_stands_in_padding_changes_nothing_whatever_it_is():
     loss, count = crf(emissions, right, mask)
     assert int(count) == 7
     assert torch.equal(crf(dirty, right.masked_fill(~mask, IGNORE_INDEX), mask)[0], loss)
-    one_by_one = [crf(e[None, :n], r[None, :n])[0] for e, r, n in zip(emissions, right, (4, 2, 1))]
+    rows = zip(emissions, right, (4, 2, 1), strict=True)
+    one_by_one = [crf(e[None, :n], r[None, :n])[0] for e, r, n in rows]
     assert_close(loss, torch.stack(one_by_one).sum(), atol=1e-10, rtol=0)
     cut = dirty.clone().requires_grad_()
     crf(cut, right, mask)[0].backward()

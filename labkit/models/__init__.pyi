@@ -12,6 +12,7 @@ from . import kv_cache as kv_cache
 from . import layers as layers
 from . import ngrams as ngrams
 from . import positions as positions
+from . import tagger as tagger
 from . import transformer as transformer
 from .attention import CrossAttention as CrossAttention
 from .attention import MultiHeadAttention as MultiHeadAttention
@@ -56,6 +57,9 @@ from .positions import Rotary as Rotary
 from .positions import rotary_table as rotary_table
 from .positions import rotate as rotate
 from .positions import sinusoidal as sinusoidal
+from .tagger import Tagger as Tagger
+from .tagger import is_tagger as is_tagger
+from .tagger import open_tagger as open_tagger
 from .transformer import Output as Output
 from .transformer import Transformer as Transformer
 from .transformer import blocks as blocks

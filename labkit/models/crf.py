@@ -287,9 +287,9 @@ class LinearChainCRF(nn.Module):
 
     def _mask(self, emissions_BTK: Tensor, mask_BT: Tensor | None) -> Tensor:
         B, T, K = emissions_BTK.shape
-        if K != self.num_tags or T < 1:
+        if self.num_tags != K or T < 1:
             raise LabError(
-                f"emissions have {K} tags at {T} places: give {self.num_tags} tags, at least 1 place"
+                f"emissions have {K} tags at {T} places: give {self.num_tags} tags, and a place"
             )
         if mask_BT is None:
             return torch.ones(B, T, dtype=torch.bool, device=emissions_BTK.device)

@@ -2,6 +2,7 @@ from . import bio as bio
 from . import bpe as bpe
 from . import chat_template as chat_template
 from . import cleaning as cleaning
+from . import conll as conll
 from . import corpora as corpora
 from . import files as files
 from . import gguf as gguf
