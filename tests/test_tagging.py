@@ -329,7 +329,7 @@ def test_a_tagger_learns(head, bytes_tokenizer, tmp_path):
     torch.manual_seed(0)
     tagger = Tagger(small_body(vocab=bytes_tokenizer.vocab_size), tags, head, dropout=0.0)
     config = TrainConfig(
-        steps=150, learning_rate=3e-3, warmup_steps=10, precision="fp32", out=tmp_path / "run"
+        steps=250, learning_rate=3e-3, warmup_steps=10, precision="fp32", out=tmp_path / "run"
     )
     train(tagger, tagging, batches, config, tokenizer=bytes_tokenizer)
     test = toy_rows(40, 1)
