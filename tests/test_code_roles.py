@@ -150,6 +150,7 @@ def library():
     return code_roles(per_file=2)
 
 
+@pytest.mark.slow
 def test_the_library_in_three_splits_by_file(library):
     files = {split: {row.document for row in rows} for split, rows in library.items()}
     assert not files["train"] & files["test"]
@@ -162,6 +163,7 @@ def test_the_library_in_three_splits_by_file(library):
             bio.check_row(row.words, row.tags, row.document, TAGS)
 
 
+@pytest.mark.slow
 def test_names_have_several_roles_and_spans_several_words(library):
     of_word: dict[str, set[str]] = {}
     lengths, types = [], set()

@@ -178,6 +178,7 @@ def test_what_is_no_python_is_one_sentence():
         call_pairs("a = 1", most=0)
 
 
+@pytest.mark.slow
 def test_calls_in_the_library_by_file():
     rows = code_calls(per_file=3)
     files = {split: {row.document for row in pairs} for split, pairs in rows.items()}

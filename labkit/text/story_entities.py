@@ -9,15 +9,17 @@ place. Which pairs of words are names in a split follows from their hash, so tha
 the test stories stands in a training story, though each of its words may.
 """
 
+import dataclasses
+import random
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from labkit.errors import LabError
 from labkit.text.bio import Span, Tagged, tag_names, tags_of
 from labkit.text.cleaning import split_of
 from labkit.text.corpora import SPLITS
-from labkit.text.storyworld import LEXICON, OBJECT, PERSON, PLACE, Lexicon, stories
+from labkit.text.storyworld import LEXICON, OBJECT, PERSON, PLACE, Lexicon, Story, story
 
 TAGS = tag_names([PERSON, PLACE, OBJECT])
 
@@ -62,6 +64,35 @@ def lexicon(split: str, seed: int = 0) -> Lexicon:
     )
 
 
+def told(split: str, count: int, seed: int = 0) -> Iterator[Story]:
+    """Stories of one split, each with a few of its names, so that people meet as they should.
+
+    Args:
+        split: train, validation or test.
+        count: how many, at least 1.
+        seed: of the stories and of the division of names.
+
+    Raises:
+        LabError: an unknown split, or a number below 1.
+    """
+    if count < 1:
+        raise LabError(f"{split} {count} is out of range: choose at least 1 story")
+    names = lexicon(split, seed)
+
+    def some(names: tuple, most: int, chance: random.Random) -> tuple:
+        return tuple(chance.sample(names, min(most, len(names))))
+
+    for number in range(count):
+        chance = random.Random(f"{seed} {split} {number}")
+        few = dataclasses.replace(
+            names,
+            people=some(names.people, len(LEXICON.people), chance),
+            places=some(names.places, len(LEXICON.places), chance),
+            objects=some(names.objects, len(LEXICON.objects), chance),
+        )
+        yield story(number, 3 * seed + SPLITS.index(split), few)
+
+
 def tagged_story(text: str, entities: Iterable[Sequence[Any]], document: str = "") -> Tagged:
     """A text and the places of its entities as words and tags.
 
@@ -100,13 +131,10 @@ def story_entities(
         LabError: a number below 1.
     """
     counts = dict(zip(SPLITS, (train, validation, test), strict=True))
-    rows = {}
-    for number, (split, count) in enumerate(counts.items()):
-        if count < 1:
-            raise LabError(f"{split} {count} is out of range: choose at least 1 story")
-        told = stories(count, 3 * seed + number, lexicon(split, seed))
-        rows[split] = [
-            tagged_story(story.text, story.entities, f"story {split} {i}")
-            for i, story in enumerate(told)
+    return {
+        split: [
+            tagged_story(it.text, it.entities, f"story {split} {i}")
+            for i, it in enumerate(told(split, count, seed))
         ]
-    return rows
+        for split, count in counts.items()
+    }

@@ -19,8 +19,8 @@ from typing import Any
 from labkit.errors import LabError
 from labkit.text.corpora import SPLITS
 from labkit.text.relations import Relation
-from labkit.text.story_entities import lexicon
-from labkit.text.storyworld import OBJECT, PERSON, Entity, Story, stories
+from labkit.text.story_entities import told
+from labkit.text.storyworld import OBJECT, PERSON, Entity, Story
 
 GIVES, RECEIVES, NONE = "gives", "receives", "none"
 LABELS = (GIVES, RECEIVES, NONE)
@@ -94,14 +94,17 @@ def story_relations(
     Raises:
         LabError: a number out of range.
     """
+    if most < 0:
+        raise LabError(f"most {most} is out of range: choose at least 0 pairs")
     counts = dict(zip(SPLITS, (train, validation, test), strict=True))
-    rows = {}
-    for number, (split, count) in enumerate(counts.items()):
-        if count < 1 or most < 0:
-            raise LabError(f"{split} {count} and most {most}: choose at least 1 story, 0 negatives")
-        told = stories(count, 3 * seed + number, lexicon(split, seed))
-        rows[split] = [row for i, story in enumerate(told) for row in _some(story, i, split, most)]
-    return rows
+    return {
+        split: [
+            row
+            for i, it in enumerate(told(split, count, seed))
+            for row in _some(it, i, split, most)
+        ]
+        for split, count in counts.items()
+    }
 
 
 def _some(story: Story, number: int, split: str, most: int) -> list[Relation]:
