@@ -93,7 +93,7 @@ def test_without_documents_every_row_is_its_own_and_line_ends_do_not_matter(tmp_
         ("New York\tB-LOC\n", "line 1 has 'New York' as one word"),
         ("a\t\n", "line 1 is 'a'"),
         ("\n\n-DOCSTART-\tO\n\n", "has no row of words and tags"),
-        ("a\tO\n\nb\tI-X\n", r"row 2 \(before line 4\) has I-X at word 1 after nothing"),
+        ("a\tO\n\nb\tI-X\n", r"row 2 \(from line 3\) has I-X at word 1 after nothing"),
         ("a\tB-Y\n", "none of the tags known: O, B-X"),
         ("", "is empty"),
     ],

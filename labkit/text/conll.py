@@ -40,9 +40,11 @@ def read_conll(path: str | Path, known: Sequence[str] | None = None) -> list[Tag
     tags: list[str] = []
     documents = 0
 
-    def end(line: int) -> None:
+    begun = 0
+
+    def end() -> None:
         if words:
-            where = f"{path} row {len(rows) + 1} (before line {line})"
+            where = f"{path} row {len(rows) + 1} (from line {begun})"
             check_row(words, tags, where, known)
             document = f"document {documents}" if documents else f"row {len(rows) + 1}"
             rows.append(Tagged(words.copy(), tags.copy(), document))
@@ -52,10 +54,10 @@ def read_conll(path: str | Path, known: Sequence[str] | None = None) -> list[Tag
     lines = files.read(path).split("\n")
     for number, line in enumerate([*lines, ""], start=1):
         if line.startswith(DOCUMENT):
-            end(number)
+            end()
             documents += 1
         elif not line.strip():
-            end(number)
+            end()
         else:
             columns = line.rstrip("\r\n").split("\t") if "\t" in line else line.split()
             word, tag = columns[0].strip(), columns[-1].strip()
@@ -68,6 +70,7 @@ def read_conll(path: str | Path, known: Sequence[str] | None = None) -> list[Tag
                 raise LabError(
                     f"{path} line {number} has {word[:40]!r} as one word: give each word its line"
                 )
+            begun = begun if words else number
             words.append(word)
             tags.append(tag)
     if not rows:
