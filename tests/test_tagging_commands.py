@@ -233,12 +233,13 @@ def test_a_file_that_cannot_be_used_is_one_sentence_and_nothing_is_written(
         ),
         (["--data", "none.conll"], "none.conll does not exist"),
         (["--data", "{}/all.conll", "--test", "{}/strange.conll"], "none of the tags known: O, B-"),
-        (["--data", "{}/all.conll", "--max-length", 2], "choose a longer max_length"),
+        (["--data", "{}/long.conll", "--max-length", 8], "pieces, and a window has room for 8"),
         (["--data", "{}/labelled.csv", "--head", "crf"], "head crf is of taggers, this task is"),
     ],
 )
 def test_options_that_do_not_fit_are_one_sentence(given, said, folder, tmp_path, capsys):
     (folder / "strange.conll").write_text("Mei\tB-CITY\n")
+    write_conll(folder / "long.conll", [*rows(40), Tagged(["q1" * 20], ["O"])])
     (folder / "labelled.csv").write_text("text,label\na,b\n")
     given = [str(x).replace("{}", str(folder)) for x in given]
     run = tmp_path / "run"
