@@ -51,10 +51,22 @@ def __getattr__(name: str) -> Any:
         from labkit.generation.classifier import load_classifier
 
         return load_classifier
+    if name == "load_tagger":
+        from labkit.generation.tagger import load_tagger
+
+        return load_tagger
     if name in ROOMS:
         return importlib.import_module(f"labkit.{name}")
     raise AttributeError(f"module 'labkit' has no attribute {name!r}; its rooms are {ROOMS}")
 
 
 def __dir__() -> list[str]:
-    return [*ROOMS, "load", "load_classifier", "DISTRIBUTION", "REPOSITORY", "__version__"]
+    return [
+        *ROOMS,
+        "load",
+        "load_classifier",
+        "load_tagger",
+        "DISTRIBUTION",
+        "REPOSITORY",
+        "__version__",
+    ]

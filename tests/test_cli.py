@@ -118,7 +118,7 @@ FLAGS = {
         warmup_steps eval_tokens
         {OF_THE_LOOP} steps learning_rate eval_every""",
     "finetune": f"""data out resume overwrite model task validation test text_column pair_column
-        label_column prompt_column answer_column strategy last layer_decay adapter_width
+        label_column prompt_column answer_column head strategy last layer_decay adapter_width
         rank alpha targets prompt_length epochs batch_size max_length pieces
         learning_rate baselines warmup
         {OF_THE_LOOP}""",

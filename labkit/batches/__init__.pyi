@@ -5,6 +5,7 @@ from . import long_texts as long_texts
 from . import mixing as mixing
 from . import order as order
 from . import pairs as pairs
+from . import tagging as tagging
 from . import tokens as tokens
 from . import types as types
 from .chat import answer_ids as answer_ids
@@ -35,6 +36,10 @@ from .pairs import SentenceOrder as SentenceOrder
 from .pairs import document_windows as document_windows
 from .pairs import neighbours as neighbours
 from .pairs import pair_groups as pair_groups
+from .tagging import piece_table as piece_table
+from .tagging import tagged_examples as tagged_examples
+from .tagging import word_examples as word_examples
+from .tagging import word_pieces as word_pieces
 from .tokens import TokenWriter as TokenWriter
 from .tokens import read_tokens as read_tokens
 from .tokens import write_tokens as write_tokens

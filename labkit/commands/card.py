@@ -18,6 +18,12 @@ classify("...", truncation=True)""",
     "text-classification of pairs": """from transformers import pipeline
 classify = pipeline("text-classification", {folder!r})
 classify({{"text": "...", "text_pair": "..."}}, truncation=True)""",
+    "token-classification": """from transformers import pipeline
+tag = pipeline("token-classification", {folder!r}, aggregation_strategy="first")
+tag("...")""",
+    "token-classification with a CRF": """import labkit
+tag = labkit.load_tagger({folder!r})  # transformers reads the words' own scores, without the CRF
+print(tag("..."))""",
     "text-generation": """from transformers import pipeline
 write = pipeline("text-generation", {folder!r})
 write("...", max_new_tokens=50)""",

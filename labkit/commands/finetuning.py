@@ -24,14 +24,16 @@ from labkit.atomic import write_json
 from labkit.commands import tasks
 from labkit.commands.learning import Classes, Learner, Words, open_model
 from labkit.commands.options import Finetune, check, to_dict
-from labkit.commands.recipe import Sizes, recipe, sizes
+from labkit.commands.recipe import LABELS, Sizes, recipe, sizes
 from labkit.commands.shell import Progress, say
+from labkit.commands.tagging import Tags, entity_sizes
 from labkit.commands.tasks import Task
 from labkit.errors import LabError
 from labkit.models.adapting import strategies
 from labkit.models.adapting.saving import name_base
 from labkit.models.adapting.settings import Strategy
 from labkit.models.huggingface.folders import quiet_libraries
+from labkit.models.tagger import open_tagger
 from labkit.text.corpora import SPLITS
 from labkit.text.pretrained import FOLDERS
 from labkit.text.tokenizers import Tokenizer
@@ -39,6 +41,9 @@ from labkit.training.config import TrainConfig
 from labkit.training.distributed.data import first, whole
 from labkit.training.loop import train
 from labkit.training.run_folder import began, begin, check_free, check_same, whole_model_folder
+
+#: By kind of task; all others learn words.
+LEARNERS: dict[str, type[Learner]] = {"classification": Classes, "tagging": Tags}
 
 
 def finetune(options: Finetune) -> dict[str, Any] | None:
@@ -56,16 +61,18 @@ def finetune(options: Finetune) -> dict[str, Any] | None:
         task = tasks.read(options)
         first(here, lambda: _check_examples(options, task))
         if options.model is None:
-            chosen = "minilm" if task.kind == "classification" else "smollm2"
+            chosen = "minilm" if task.kind in LABELS else "smollm2"
             options = dataclasses.replace(options, model=chosen)
         folder = whole_model_folder(str(options.model))
         tokenizer = Tokenizer.from_pretrained(folder)
         torch.manual_seed(options.train.seed)
-        model = open_model(task, folder, tokenizer)
+        if task.kind == "tagging":
+            model: nn.Module = open_tagger(folder, task.classes, options.head)
+        else:
+            model = open_model(task, folder, tokenizer)
         chosen_sizes = sizes(options, task, model, tokenizer, here.size)
         options = dataclasses.replace(options, **dataclasses.asdict(chosen_sizes))
-        kind: type[Learner] = Classes if task.kind == "classification" else Words
-        work = kind(options, task, folder, model, tokenizer, chosen_sizes)
+        work = LEARNERS.get(task.kind, Words)(options, task, folder, model, tokenizer, chosen_sizes)
         data = {split: work.batches(split) for split in SPLITS[:2]}
         counts = [len(data[split].examples) for split in SPLITS[:2]]
         plan = recipe(options, chosen_sizes, counts[0], counts[1], task.kind)
@@ -197,7 +204,10 @@ def _write_config(options: Finetune, task: Task) -> None:
 
 
 def _describe(task: Task, settings: TrainConfig, chosen: Sizes) -> None:
-    what = f"{len(task.classes)} classes: {_class_sizes(task)}" if task.classes else "causal"
+    classes = bool(task.classes) and task.kind != "tagging"
+    what = f"{len(task.classes)} classes: {_class_sizes(task)}" if classes else "causal"
+    if task.kind == "tagging":
+        what = entity_sizes(task)
     pairs = " of pairs" if task.pairs else ""
     rows = ", ".join(f"{len(task.texts[split]):,} {split}" for split in SPLITS)
     keep = "the best weights of validation" if settings.restore_best else "the last weights"

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from labkit import runtime
 from labkit.atomic import write_text
+from labkit.commands import tagging
 from labkit.commands.options import Classify, Evaluate, Generate, check
 from labkit.commands.scoring import class_table, classifier_scores, say_classes, score_rows
 from labkit.commands.shell import counted, note, say, table
@@ -26,6 +27,7 @@ from labkit.generation.classifier import Classifier, load_classifier
 from labkit.generation.loaded import LanguageModel, load
 from labkit.models.config import context_length
 from labkit.models.huggingface.folders import is_classifier, quiet_libraries
+from labkit.models.tagger import is_tagger
 from labkit.text import corpora, files
 from labkit.training.run_folder import model_folder
 
@@ -96,6 +98,8 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
         check(options.context_length >= 1, options, "context_length", "at least 1")
     folder = model_folder(options.model)
     quiet_libraries()
+    if is_tagger(folder):
+        return tagging.evaluate(folder, options)
     if classifier := is_classifier(folder):
         score = _classifier_score(folder, options)
     else:
@@ -195,7 +199,7 @@ def _said(
 
 
 def classify(options: Classify) -> list[dict[str, Any]]:
-    """Write the likeliest class of each text, to stdout or a csv file.
+    """Write the likeliest class of each text, to stdout or a csv file; of a tagger its tags.
 
     Returns:
         For each text `text`, `class`, `probability`, and `probabilities` of all classes.
@@ -208,13 +212,15 @@ def classify(options: Classify) -> list[dict[str, Any]]:
     check(options.batch_size >= 1, options, "batch_size", "at least 1")
     folder = model_folder(options.model)
     quiet_libraries()
+    if options.out and options.data and options.out.resolve() == options.data.resolve():
+        raise LabError(f"out {options.out} is the file that is read: choose another")
+    if is_tagger(folder):
+        return tagging.classify(folder, options)
     if not is_classifier(folder):
         raise LabError(
             f"{folder} holds no classifier: labkit finetune makes one from labelled texts"
         )
     texts, seconds = _unlabelled(options)
-    if options.out and options.data and options.out.resolve() == options.data.resolve():
-        raise LabError(f"out {options.out} is the file that is read: choose another")
     opened = load_classifier(folder, device=options.device)
     said = _said(opened, texts, seconds, options, str(options.data or "text")).exp().tolist()
     rows = []

@@ -140,8 +140,9 @@ class Finetune:
 
     A csv or jsonl file with the columns text and label trains a classifier (of pairs, with
     --pair-column); prompt and answer train a language model to answer; text alone (or a txt file)
-    continues its pretraining. All parameters are trained, or those of a --strategy. What is not
-    given is chosen from the data and printed.
+    continues its pretraining; a conll file with a word and its tag a line trains a tagger. All
+    parameters are trained, or those of a --strategy. What is not given is chosen from the data and
+    printed.
     """
 
     data: str = "bbc_news"
@@ -154,9 +155,11 @@ class Finetune:
     overwrite: bool = False
     """Begin anew: remove the run that is in `out`, and nothing else."""
     model: Annotated[str | None, arg(aliases=["--from"])] = None
-    """minilm, smollm2, a model folder or a run folder; None: minilm to classify, else smollm2."""
-    task: Literal["auto", "classification", "instruction", "text"] = "auto"
+    """minilm, smollm2, a model or run folder; None: minilm to classify and tag, else smollm2."""
+    task: Literal["auto", "classification", "instruction", "text", "tagging"] = "auto"
     """What to learn; auto: from the columns of the data."""
+    head: Literal["softmax", "crf"] = "softmax"
+    """Of a tagger: each word's likeliest tag, or a CRF's likeliest row of tags."""
     validation: Path | None = None
     """File for early stopping; None: a tenth of data, chosen by content."""
     test: Path | None = None
@@ -243,7 +246,7 @@ class Generate:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Score a model on data: bits per byte of a language model, accuracy of a classifier."""
+    """Score a model on data: bits per byte, accuracy of a classifier, entity F1 of a tagger."""
 
     model: Positional[Path] = Path("runs/pretrain")
     """smollm2, a run folder or a model folder."""
@@ -271,16 +274,16 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Classify:
-    """Apply a fine-tuned classifier to new texts."""
+    """Apply a fine-tuned classifier or tagger to new texts."""
 
     model: Positional[Path] = Path("runs/finetune")
-    """A run folder or a model folder that holds a classifier."""
+    """A run folder or a model folder that holds a classifier or a tagger."""
     text: tuple[str, ...] = ()
     """Texts to classify; or give data."""
     data: Path | None = None
     """A csv, tsv or jsonl file with a column of texts, or a txt file with a text in each line."""
     out: Path | None = None
-    """CSV file to write: text, class, probability; None: print them."""
+    """CSV file to write: text, class, probability (a tagger: words and tags); None: print them."""
     text_column: str = "text"
     """Column with the text."""
     pair_column: str | None = None
@@ -292,7 +295,7 @@ class Classify:
     device: Device = "auto"
     """Where to run."""
     json: bool = False
-    """Print a line of JSON a text, with the probability of every class."""
+    """Print a line of JSON a text, with the probability of every class, or the entities."""
 
 
 @dataclass(frozen=True)

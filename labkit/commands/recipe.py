@@ -27,8 +27,10 @@ FEWEST_UPDATES = 150
 EPOCHS = 3.0
 #: From here on a batch of 32; below it a batch of 16 gives twice the updates of an epoch.
 MANY_EXAMPLES = 2000
+#: Tasks of labels: a head begins anew, so few examples want more updates, and a higher rate.
+LABELS = ("classification", "tagging")
 #: Most tokens that are read of a text, unless asked for more.
-MOST_TOKENS = {"classification": 256, "instruction": 512, "text": 256}
+MOST_TOKENS = {"classification": 256, "instruction": 512, "text": 256, "tagging": 256}
 #: Adam's peak rate for a classifier of this width; others in inverse proportion.
 RATE, WIDTH = 1e-4, 384
 #: Peak rate of a strategy / that of full fine-tuning. On trust, until a sweep has settled them.
@@ -96,11 +98,11 @@ def recipe(options: Finetune, chosen: Sizes, train: int, validation: int, kind: 
     per_epoch = -(-train // chosen.batch_size)
     epochs = options.epochs
     if epochs is None:
-        fewest = FEWEST_UPDATES if kind == "classification" else 0
+        fewest = FEWEST_UPDATES if kind in LABELS else 0
         epochs = max(EPOCHS, fewest / per_epoch)
     steps = max(1, math.ceil(epochs * per_epoch))
     eval_every = max(1, per_epoch // 2, steps // EVALUATIONS)
-    choose = kind != "classification" or validation >= ENOUGH_TO_CHOOSE
+    choose = kind not in LABELS or validation >= ENOUGH_TO_CHOOSE
     patience = options.patience
     if patience is None:
         patience = max(3, steps // eval_every // 4) if choose else 0
@@ -116,7 +118,7 @@ def recipe(options: Finetune, chosen: Sizes, train: int, validation: int, kind: 
 
 
 def _rate(task: Task, model: nn.Module) -> float:
-    if task.kind != "classification":
+    if task.kind not in LABELS:
         return 5e-5
     config: Any = getattr(model, "config", None)
     width = getattr(config, "hidden_size", None) or getattr(config, "d_model", None) or 768
@@ -134,5 +136,5 @@ def _length(task: Task, tokenizer: Tokenizer) -> int:
     lengths = np.zeros(len(rows))
     for part in parts:
         lengths += [len(ids) for ids in tokenizer.encode_batch([part[i] for i in rows])]
-    needed = int(np.quantile(lengths, 0.9 if task.kind == "classification" else 1.0)) + 8
+    needed = int(np.quantile(lengths, 0.9 if task.kind in LABELS else 1.0)) + 8
     return max(16, -(-needed // 8) * 8)

@@ -3,6 +3,7 @@
 columns text, label      -> classification     text -> class; with a pair column, two texts -> class
 columns prompt, answer   -> instruction        prompt -> answer
 column text              -> text               each document is continued
+a word and a tag a line  -> tagging            words -> tags (`tagging`)
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ from typing import Any
 from labkit.commands.options import Finetune
 from labkit.commands.shell import note
 from labkit.errors import LabError
-from labkit.text import corpora, files
+from labkit.text import conll, corpora, files
 from labkit.text.cleaning import collapse_whitespace, split_by_hash
 from labkit.text.corpora import SPLITS
 
@@ -24,13 +25,13 @@ class Task:
     """What is learned from what."""
 
     kind: str
-    """classification, instruction or text."""
+    """classification, instruction, text or tagging."""
     classes: list[str]
-    """Names of the classes; empty for a language model."""
+    """Names of the classes or tags; empty for a language model."""
     texts: dict[str, list[str]]
     """By split: what the model reads first (a text or a prompt)."""
     answers: dict[str, list[Any]]
-    """By split: class ids, answers, or nothing."""
+    """By split: class ids, answers, rows with tags, or nothing."""
     pairs: dict[str, list[str]] = field(default_factory=dict)
     """By split: the second text of each pair; empty where a class is of one text."""
 
@@ -52,7 +53,16 @@ def read(options: Finetune) -> Task:
         LabError: a file, a column or a label cannot be used.
     """
     kind = options.task if options.task != "auto" else _kind(options)
-    readers = {"classification": _labelled, "instruction": _instructions, "text": _documents}
+    if options.head != "softmax" and kind != "tagging":
+        raise LabError(
+            f"head {options.head} is of taggers, this task is {kind}: give --task tagging"
+        )
+    readers = {
+        "classification": _labelled,
+        "instruction": _instructions,
+        "text": _documents,
+        "tagging": _tagged,
+    }
     task = readers[kind](options)
     return _apart(task, options) if _files(options) else task
 
@@ -97,6 +107,8 @@ def _kind(options: Finetune) -> str:
     if _named(options.data):
         columns = corpora.load(options.data)["train"].column_names
         return "classification" if "label" in columns else "text"
+    if Path(options.data).suffix.lower() in conll.SUFFIXES:
+        return "tagging"
     if Path(options.data).suffix.lower() not in (".csv", ".tsv", ".jsonl"):
         return "text"
     columns = next(files.iterate_rows(options.data))
@@ -232,3 +244,9 @@ def _documents(options: Finetune) -> Task:
     for split, file in _files(options).items():
         texts[split] = list(corpora.load_text(file, column)["text"])
     return Task("text", [], texts, {split: [] for split in SPLITS})
+
+
+def _tagged(options: Finetune) -> Task:
+    from labkit.commands.tagging import read_task  # which reads `Task` from here
+
+    return read_task(options)

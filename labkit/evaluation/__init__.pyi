@@ -1,8 +1,10 @@
 from . import classification as classification
+from . import entities as entities
 from . import forward as forward
 from . import intervals as intervals
 from . import language as language
 from . import linear as linear
+from . import tagging_baselines as tagging_baselines
 from .classification import Calibration as Calibration
 from .classification import Classified as Classified
 from .classification import accuracy as accuracy
@@ -13,6 +15,8 @@ from .classification import error_table as error_table
 from .classification import fit_temperature as fit_temperature
 from .classification import macro_f1 as macro_f1
 from .classification import per_class as per_class
+from .entities import EntityScores as EntityScores
+from .entities import entity_scores as entity_scores
 from .forward import evaluating as evaluating
 from .intervals import Interval as Interval
 from .intervals import bootstrap_interval as bootstrap_interval
@@ -28,3 +32,6 @@ from .linear import block_means as block_means
 from .linear import last_vectors as last_vectors
 from .linear import logistic_regression as logistic_regression
 from .linear import set_head as set_head
+from .tagging_baselines import HiddenMarkov as HiddenMarkov
+from .tagging_baselines import MostFrequentTag as MostFrequentTag
+from .tagging_baselines import WordWindow as WordWindow

@@ -1,6 +1,7 @@
 from . import classifier as classifier
 from . import loaded as loaded
 from . import sampling as sampling
+from . import tagger as tagger
 from . import token_step as token_step
 from .classifier import Classifier as Classifier
 from .classifier import load_classifier as load_classifier
@@ -12,4 +13,8 @@ from .sampling import left_pad as left_pad
 from .sampling import next_token_probabilities as next_token_probabilities
 from .sampling import right_pad as right_pad
 from .sampling import stream as stream
+from .tagger import TaggedText as TaggedText
+from .tagger import WordTagger as WordTagger
+from .tagger import load_tagger as load_tagger
+from .tagger import split_words as split_words
 from .token_step import TokenStep as TokenStep

@@ -1,9 +1,12 @@
 from . import losses as losses
+from . import tagging as tagging
 from . import tasks as tasks
 from .losses import binary_cross_entropy as binary_cross_entropy
 from .losses import chunked_cross_entropy as chunked_cross_entropy
 from .losses import cross_entropy as cross_entropy
 from .losses import positions_at_once as positions_at_once
+from .tagging import gather_words as gather_words
+from .tagging import token_classification as token_classification
 from .tasks import NextSentenceModel as NextSentenceModel
 from .tasks import Objective as Objective
 from .tasks import causal_lm as causal_lm

@@ -1,10 +1,17 @@
+from . import bio as bio
 from . import bpe as bpe
 from . import chat_template as chat_template
 from . import cleaning as cleaning
+from . import code_calls as code_calls
+from . import code_roles as code_roles
+from . import conll as conll
 from . import corpora as corpora
 from . import files as files
 from . import gguf as gguf
 from . import pretrained as pretrained
+from . import relations as relations
+from . import story_entities as story_entities
+from . import story_relations as story_relations
 from . import storyworld as storyworld
 from . import tokenizers as tokenizers
 from . import word_order as word_order

@@ -1,7 +1,8 @@
-"""Open a model folder, one way for every command: a language model or a classifier.
+"""Open a model folder, one way for every command: a language model, or a classifier.
 
-config.json, safetensors ──> open_lm          labkit's own where it knows the shape
-                         └─> open_classifier  transformers'
+config.json, safetensors ──> open_lm                labkit's own where it knows the shape
+                         ├─> open_classifier        transformers'
+                         └─> open_token_classifier  transformers'
 adapter_config.json      ──> the same of its base model, then what was trained beside it
 """
 
@@ -72,15 +73,25 @@ def open_classifier(folder: Path, classes: Sequence[str] | None = None) -> nn.Mo
         return _with_adapter(folder, classes)
     if classes is None:
         return _from_pretrained("AutoModelForSequenceClassification", folder)
-    return _from_pretrained(
-        "AutoModelForSequenceClassification",
-        folder,
-        num_labels=len(classes),
-        id2label=dict(enumerate(classes)),
-        label2id={name: i for i, name in enumerate(classes)},
-        ignore_mismatched_sizes=True,
-        fresh=lambda name: any(part in HEADS for part in name.split(".")),
-    )
+    return _from_pretrained("AutoModelForSequenceClassification", folder, **_fresh_head(classes))
+
+
+def open_token_classifier(folder: Path, classes: Sequence[str] | None = None) -> nn.Module:
+    """`open_classifier` of each token."""
+    if classes is None:
+        return _from_pretrained("AutoModelForTokenClassification", folder)
+    return _from_pretrained("AutoModelForTokenClassification", folder, **_fresh_head(classes))
+
+
+def _fresh_head(classes: Sequence[str]) -> dict[str, Any]:
+    """Options of `from_pretrained`: these classes, and a layer for them that may be new."""
+    return {
+        "num_labels": len(classes),
+        "id2label": dict(enumerate(classes)),
+        "label2id": {name: i for i, name in enumerate(classes)},
+        "ignore_mismatched_sizes": True,
+        "fresh": lambda name: any(part in HEADS for part in name.split(".")),
+    }
 
 
 def _with_adapter(folder: Path, classes: Sequence[str] | None) -> nn.Module:
