@@ -1,7 +1,10 @@
+from . import beam as beam
 from . import classifier as classifier
 from . import loaded as loaded
 from . import sampling as sampling
 from . import token_step as token_step
+from .beam import Hypothesis as Hypothesis
+from .beam import beam_search as beam_search
 from .classifier import Classifier as Classifier
 from .classifier import load_classifier as load_classifier
 from .loaded import LanguageModel as LanguageModel
