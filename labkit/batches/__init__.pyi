@@ -5,6 +5,7 @@ from . import long_texts as long_texts
 from . import mixing as mixing
 from . import order as order
 from . import pairs as pairs
+from . import spans as spans
 from . import tokens as tokens
 from . import types as types
 from .chat import answer_ids as answer_ids
@@ -35,6 +36,8 @@ from .pairs import SentenceOrder as SentenceOrder
 from .pairs import document_windows as document_windows
 from .pairs import neighbours as neighbours
 from .pairs import pair_groups as pair_groups
+from .spans import SpanWindow as SpanWindow
+from .spans import span_windows as span_windows
 from .tokens import TokenWriter as TokenWriter
 from .tokens import read_tokens as read_tokens
 from .tokens import write_tokens as write_tokens

@@ -3,6 +3,8 @@ from . import forward as forward
 from . import intervals as intervals
 from . import language as language
 from . import linear as linear
+from . import overlap as overlap
+from . import spans as spans
 from .classification import Calibration as Calibration
 from .classification import Classified as Classified
 from .classification import accuracy as accuracy
@@ -28,3 +30,18 @@ from .linear import block_means as block_means
 from .linear import last_vectors as last_vectors
 from .linear import logistic_regression as logistic_regression
 from .linear import set_head as set_head
+from .overlap import Overlap as Overlap
+from .overlap import answer_scores as answer_scores
+from .overlap import bleu as bleu
+from .overlap import chrf as chrf
+from .overlap import exact_match as exact_match
+from .overlap import normalised as normalised
+from .overlap import rouge as rouge
+from .overlap import text_scores as text_scores
+from .overlap import token_f1 as token_f1
+from .overlap import word_f1 as word_f1
+from .spans import Found as Found
+from .spans import Span as Span
+from .spans import best_spans as best_spans
+from .spans import choose_threshold as choose_threshold
+from .spans import join_windows as join_windows

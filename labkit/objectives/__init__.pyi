@@ -1,8 +1,11 @@
 from . import losses as losses
+from . import spans as spans
 from . import tasks as tasks
 from .losses import binary_cross_entropy as binary_cross_entropy
 from .losses import chunked_cross_entropy as chunked_cross_entropy
 from .losses import cross_entropy as cross_entropy
+from .spans import span_answer as span_answer
+from .spans import span_logits as span_logits
 from .tasks import NextSentenceModel as NextSentenceModel
 from .tasks import Objective as Objective
 from .tasks import causal_lm as causal_lm

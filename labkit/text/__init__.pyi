@@ -2,11 +2,15 @@ from . import bpe as bpe
 from . import chat_template as chat_template
 from . import cleaning as cleaning
 from . import corpora as corpora
+from . import docstrings as docstrings
 from . import files as files
 from . import gguf as gguf
+from . import headlines as headlines
 from . import pretrained as pretrained
+from . import span_questions as span_questions
 from . import storyworld as storyworld
 from . import tokenizers as tokenizers
+from . import verses as verses
 from . import word_order as word_order
 from . import wordpiece as wordpiece
 from .cleaning import Duplicate as Duplicate
