@@ -118,13 +118,21 @@ def test_a_headline_is_the_first_line_of_its_article():
         for i in (0, len(rows) - 1):
             assert articles[part]["text"][i].startswith(rows["target"][i])
             assert rows["target"][i] + "\n" not in rows["text"][i]
-    assert set(splits["test"]["topic"]) == {"business", "entertainment", "politics", "sports", "tech"}
+    assert set(splits["test"]["topic"]) == {
+        "business",
+        "entertainment",
+        "politics",
+        "sports",
+        "tech",
+    }
 
 
 def test_first_words_are_a_better_headline_than_the_first_sentence():
     rows = headlines.headlines()["test"]
     f1 = {
-        name: np.mean([word_f1(of(x), t) for x, t in zip(rows["text"], rows["target"], strict=True)])
+        name: np.mean(
+            [word_f1(of(x), t) for x, t in zip(rows["text"], rows["target"], strict=True)]
+        )
         for name, of in (("words", headlines.first_words), ("sentence", headlines.first_sentence))
     }
     assert 0.15 < min(f1.values()) < max(f1.values()) < 0.4

@@ -71,7 +71,9 @@ def span_windows(
                 "stride of 1 up to that"
             )
         answer = None if answers is None else answers[owner]
-        if answer is not None and not (answer == (-1, -1) or 0 <= answer[0] < answer[1] <= len(context)):
+        if answer is not None and not (
+            answer == (-1, -1) or 0 <= answer[0] < answer[1] <= len(context)
+        ):
             raise LabError(
                 f"the answer at {answer[0]} to {answer[1]} lies outside its text of {len(context)} "
                 "characters"
@@ -99,7 +101,10 @@ def _encode(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[tuple[int,
     for start, end in said.offsets:
         piece = text[start:end]
         if piece.strip():
-            start, end = start + len(piece) - len(piece.lstrip()), end - len(piece) + len(piece.rstrip())
+            start, end = (
+                start + len(piece) - len(piece.lstrip()),
+                end - len(piece) + len(piece.rstrip()),
+            )
         offsets.append((start, end))
     return said.ids, offsets
 

@@ -1,4 +1,5 @@
 from . import classification as classification
+from . import exposure as exposure
 from . import forward as forward
 from . import intervals as intervals
 from . import language as language
@@ -15,6 +16,7 @@ from .classification import error_table as error_table
 from .classification import fit_temperature as fit_temperature
 from .classification import macro_f1 as macro_f1
 from .classification import per_class as per_class
+from .exposure import Exposure as Exposure
 from .forward import evaluating as evaluating
 from .intervals import Interval as Interval
 from .intervals import bootstrap_interval as bootstrap_interval

@@ -143,13 +143,13 @@ def choose_threshold(
         )
     order = np.argsort(gaps, kind="stable")
     gaps, gain = gaps[order], (answered - silent)[order]
-    # Answer the k questions of the lowest gaps: k = 0 .. N, but equal gaps go together.
+    # Answer the k questions of the lowest gaps: k = 0 .. N, but equal gaps go together, and where
+    # no span was found (an infinite gap) there is nothing to answer with.
     totals = silent.sum() + np.concatenate(([0.0], np.cumsum(gain)))
-    cuts = [k for k in range(len(gaps) + 1) if k in (0, len(gaps)) or gaps[k - 1] < gaps[k]]
+    last = int(np.isfinite(gaps).sum())
+    cuts = [k for k in range(last + 1) if k in (0, last) or gaps[k - 1] < gaps[k]]
     best = max(cuts, key=lambda k: totals[k])
-    finite = gaps[np.isfinite(gaps)]
-    low = gaps[best - 1] if best else (finite[0] if len(finite) else 0.0) - 2.0
-    high = gaps[best] if best < len(gaps) else low + 2.0
-    high = low + 2.0 if not np.isfinite(high) else high
+    high = gaps[best] if best < last else (gaps[last - 1] + 1.0 if last else 0.0)
+    low = gaps[best - 1] if best else high - 1.0
     threshold = (low + high) / 2
     return float(threshold), float(totals[best] / len(gaps))

@@ -7,7 +7,6 @@ Legend: B examples, T positions, D model width.
 Source: Devlin et al. 2019, arXiv:1810.04805, section 4.2.
 """
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -85,11 +84,3 @@ class SpanReader(nn.Module):
         )
         theirs.qa_outputs.load_state_dict(self.qa_outputs.state_dict())
         return theirs.to(self.qa_outputs.weight.dtype).eval()  # pyright: ignore
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write a folder that AutoModelForQuestionAnswering opens; a training's export calls it."""
-        self.to_huggingface().save_pretrained(folder)
-
-    def can_generate(self) -> bool:
-        """False, as of every model of transformers that writes no text."""
-        return False

@@ -17,7 +17,7 @@ import re
 import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from labkit.errors import LabError
 from labkit.text import cleaning
@@ -143,7 +143,7 @@ class NearestAnswer:
         self.answers = list(answers)
         self.words = TfidfVectorizer(sublinear_tf=True, token_pattern=r"(?u)[^\W\d_]+")
         try:
-            self.known = self.words.fit_transform(texts)
+            self.known: Any = self.words.fit_transform(texts)
         except ValueError as error:  # "empty vocabulary"
             raise LabError("the texts hold no word to compare") from error
 
