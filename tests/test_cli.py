@@ -121,7 +121,8 @@ FLAGS = {
         label_column prompt_column answer_column strategy epochs batch_size max_length pieces
         learning_rate baselines warmup
         {OF_THE_LOOP}""",
-    "generate": """model prompt chat max_new_tokens temperature top_k top_p samples seed device""",
+    "generate": """model prompt chat max_new_tokens temperature top_k top_p samples beams
+        length_penalty seed device""",
     "evaluate": """model data split text_column pair_column label_column context_length batch_size
         precision device json""",
     "classify": """model text data out text_column pair_column batch_size precision device json""",

@@ -42,6 +42,14 @@ def generate(options: Generate) -> list[str]:
     check(0 <= options.temperature < math.inf, options, "temperature", "0 or more")
     check(options.top_k is None or options.top_k >= 1, options, "top_k", "at least 1")
     check(options.top_p is None or 0 < options.top_p <= 1, options, "top_p", "above 0, at most 1")
+    check(1 <= options.beams <= 100, options, "beams", "1 to 100")
+    check(math.isfinite(options.length_penalty), options, "length_penalty", "a finite number")
+    if options.beams > 1:
+        check(options.top_k is None, options, "top_k", "none with beams, which draw nothing")
+        check(options.top_p is None, options, "top_p", "none with beams, which draw nothing")
+        check(options.samples <= options.beams, options, "samples", f"1 to {options.beams} (beams)")
+        talks = options.chat and not options.prompt
+        check(not talks, options, "beams", "1 to talk, or give --prompt")
     quiet_libraries()
     model = load(options.model, device=options.device)
     if options.chat and not options.prompt:
@@ -55,8 +63,10 @@ def generate(options: Generate) -> list[str]:
         top_p=options.top_p,
         seed=options.seed,
         samples=options.samples,
+        beams=options.beams,
+        length_penalty=options.length_penalty,
     )
-    shown = "" if options.chat else options.prompt
+    shown = "" if options.chat or model.answers_sources else options.prompt
     texts = [shown + answer for answer in answers]
     print("\n---\n".join(texts))
     return texts

@@ -217,6 +217,10 @@ class Generate:
     """Sample among the likeliest tokens that hold this probability, in (0, 1]; None: all."""
     samples: int = 1
     """Texts to write, 1 to 1000."""
+    beams: int = 1
+    """Above 1: beam search for the best text, with so many beams, instead of sampling; to 100."""
+    length_penalty: float = 1.0
+    """Of the search: texts are compared by log-probability / length^A; 0: the likeliest, short."""
     seed: int = 0
     """Of the sampling, 0 to 2^32 - 1."""
     device: Device = "auto"

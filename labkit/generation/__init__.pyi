@@ -1,6 +1,7 @@
 from . import beam as beam
 from . import classifier as classifier
 from . import loaded as loaded
+from . import reader as reader
 from . import sampling as sampling
 from . import token_step as token_step
 from .beam import Hypothesis as Hypothesis
@@ -9,6 +10,8 @@ from .classifier import Classifier as Classifier
 from .classifier import load_classifier as load_classifier
 from .loaded import LanguageModel as LanguageModel
 from .loaded import load as load
+from .reader import SpanAnswerer as SpanAnswerer
+from .reader import load_reader as load_reader
 from .sampling import Step as Step
 from .sampling import generate as generate
 from .sampling import left_pad as left_pad

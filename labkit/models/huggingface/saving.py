@@ -169,6 +169,8 @@ def _name_tokens(model: Any, tokenizer: Any, replace: bool) -> None:
         )
         text = turn
     ids = {"bos_token_id": begin, "eos_token_id": turn, "pad_token_id": pad}
+    if getattr(model.config, "is_encoder_decoder", False):  # as `batches.source_target` begins one
+        ids["decoder_start_token_id"] = text
     for name, value in ids.items():
         if replace or getattr(model.config, name, None) is None:
             setattr(model.config, name, value)
