@@ -22,9 +22,11 @@ from torch import nn
 from labkit import runtime
 from labkit.atomic import write_json
 from labkit.commands import tasks
+from labkit.commands.answers import Answers
 from labkit.commands.learning import Classes, Learner, Words, open_model
 from labkit.commands.options import Finetune, check, to_dict
-from labkit.commands.recipe import Sizes, recipe, sizes
+from labkit.commands.questions import Questions
+from labkit.commands.recipe import HEADED, Sizes, recipe, sizes
 from labkit.commands.shell import Progress, say
 from labkit.commands.tasks import Task
 from labkit.errors import LabError
@@ -36,6 +38,13 @@ from labkit.training.config import TrainConfig
 from labkit.training.distributed.data import first, whole
 from labkit.training.loop import train
 from labkit.training.run_folder import began, begin, check_free, check_same, model_folder
+
+#: What learns each kind of task; words learn all others.
+LEARNERS: dict[str, type[Learner]] = {
+    "classification": Classes,
+    "qa": Questions,
+    "seq2seq": Answers,
+}
 
 
 def finetune(options: Finetune) -> dict[str, Any] | None:
@@ -53,7 +62,7 @@ def finetune(options: Finetune) -> dict[str, Any] | None:
         task = tasks.read(options)
         first(here, lambda: _check_examples(options, task))
         if options.model is None:
-            chosen = "minilm" if task.kind == "classification" else "smollm2"
+            chosen = "minilm" if task.kind in HEADED else "smollm2"
             options = dataclasses.replace(options, model=chosen)
         folder = model_folder(str(options.model))
         tokenizer = Tokenizer.from_pretrained(folder)
@@ -61,8 +70,7 @@ def finetune(options: Finetune) -> dict[str, Any] | None:
         model = open_model(task, folder, tokenizer)
         chosen_sizes = sizes(options, task, model, tokenizer, here.size)
         options = dataclasses.replace(options, **dataclasses.asdict(chosen_sizes))
-        kind: type[Learner] = Classes if task.kind == "classification" else Words
-        work = kind(options, task, folder, model, tokenizer, chosen_sizes)
+        work = LEARNERS.get(task.kind, Words)(options, task, folder, model, tokenizer, chosen_sizes)
         data = {split: work.batches(split) for split in SPLITS[:2]}
         counts = [len(data[split].examples) for split in SPLITS[:2]]
         plan = recipe(options, chosen_sizes, counts[0], counts[1], task.kind)
@@ -174,8 +182,9 @@ def _describe(
     parameters = dict(model.named_parameters())
     count = sum(parameters[name].numel() for name in trained)
     total = sum(p.numel() for p in parameters.values())
-    what = f"{len(task.classes)} classes: {_class_sizes(task)}" if task.classes else "causal"
-    pairs = " of pairs" if task.pairs else ""
+    named = {"qa": "spans of a context", "seq2seq": "source to target"}.get(task.kind, "causal")
+    what = f"{len(task.classes)} classes: {_class_sizes(task)}" if task.classes else named
+    pairs = " of pairs" if task.pairs and task.classes else ""
     rows = ", ".join(f"{len(task.texts[split]):,} {split}" for split in SPLITS)
     keep = "the best weights of validation" if settings.restore_best else "the last weights"
     say(

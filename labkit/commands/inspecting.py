@@ -18,6 +18,7 @@ from torch import Tensor
 
 from labkit import runtime
 from labkit.atomic import write_text
+from labkit.commands import answers, questions
 from labkit.commands.options import Classify, Evaluate, Generate, check
 from labkit.commands.scoring import class_table, classifier_scores, say_classes, score_rows
 from labkit.commands.shell import counted, note, say, table
@@ -25,7 +26,7 @@ from labkit.errors import LabError
 from labkit.generation.classifier import Classifier, load_classifier
 from labkit.generation.loaded import LanguageModel, load
 from labkit.models.config import context_length
-from labkit.models.huggingface.folders import is_classifier, quiet_libraries
+from labkit.models.huggingface.folders import is_classifier, is_reader, quiet_libraries
 from labkit.text import corpora, files
 from labkit.training.run_folder import model_folder
 
@@ -106,13 +107,24 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
         check(options.context_length >= 1, options, "context_length", "at least 1")
     folder = model_folder(options.model)
     quiet_libraries()
+    check(1 <= options.beams <= 100, options, "beams", "1 to 100")
+    check(math.isfinite(options.length_penalty), options, "length_penalty", "a finite number")
+    check(options.max_new_tokens >= 1, options, "max_new_tokens", "at least 1")
+    rows: Callable[[Any], Any] | None = None  # of the table, for the kinds that write their own
     if classifier := is_classifier(folder):
         score = _classifier_score(folder, options)
+    elif is_reader(folder):
+        score, rows = questions.score(folder, options), questions.score_rows
     else:
-        score = _language_score(load(folder, device=options.device), options)
+        opened = load(folder, device=options.device)
+        score = _language_score(opened, options)
+        if opened.answers_sources:
+            score, rows = answers.score(opened, options), answers.score_rows
     scores = {source: score(source) for source in options.data}
     if options.json:
         say(json.dumps({"model": str(options.model), "scores": scores}))
+    elif rows is not None:
+        say(table(rows(scores)))
     elif classifier:
         say(table(score_rows(scores)))
         for source, numbers in scores.items():

@@ -138,9 +138,10 @@ class Finetune:
     """Fine-tune a pretrained model on your own labelled texts, instructions or stories.
 
     A csv or jsonl file with the columns text and label trains a classifier (of pairs, with
-    --pair-column); prompt and answer train a language model to answer; text alone (or a txt file)
-    continues its pretraining. All parameters are trained. What is not given is chosen from the
-    data and printed.
+    --pair-column); prompt and answer train a language model to answer; question, context and answer
+    a reader that finds answers in a text; source and target a language model that turns one into
+    the other; text alone (or a txt file) continues its pretraining. All parameters are trained.
+    What is not given is chosen from the data and printed.
     """
 
     data: str = "bbc_news"
@@ -152,8 +153,8 @@ class Finetune:
     overwrite: bool = False
     """Begin anew: remove the run that is in `out`, and nothing else."""
     model: Annotated[str | None, arg(aliases=["--from"])] = None
-    """minilm, smollm2, a model folder or a run folder; None: minilm to classify, else smollm2."""
-    task: Literal["auto", "classification", "instruction", "text"] = "auto"
+    """minilm, smollm2, a model or run folder; None: minilm to classify and for qa, else smollm2."""
+    task: Literal["auto", "classification", "instruction", "text", "qa", "seq2seq"] = "auto"
     """What to learn; auto: from the columns of the data."""
     validation: Path | None = None
     """File for early stopping; None: a tenth of data, chosen by content."""
@@ -168,7 +169,17 @@ class Finetune:
     prompt_column: str = "prompt"
     """Column with the question or instruction."""
     answer_column: str = "answer"
-    """Column with the answer."""
+    """Column with the answer; for qa a piece of the context, empty where it holds none."""
+    question_column: str = "question"
+    """Column with the question about a context."""
+    context_column: str = "context"
+    """Column with the text in which the answer stands."""
+    answer_start_column: str = "answer_start"
+    """Column with the answer's first character in the context, from 0; it may be missing."""
+    source_column: str = "source"
+    """Column with what is read, for seq2seq."""
+    target_column: str = "target"
+    """Column with what is written, for seq2seq."""
     strategy: Literal["full", "head"] = "full"
     """Train every parameter, or only the task's own layer."""
     epochs: float | None = None
@@ -229,7 +240,10 @@ class Generate:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Score a model on data: bits per byte of a language model, accuracy of a classifier."""
+    """Score a model on data: bits per byte of a language model, accuracy of a classifier.
+
+    Of a reader of answers exact match and F1; of a model that answers sources BLEU and chrF.
+    """
 
     model: Positional[Path] = Path("runs/pretrain")
     """smollm2, a run folder or a model folder."""
@@ -243,6 +257,24 @@ class Evaluate:
     """Column with the second text, for a classifier of pairs."""
     label_column: str = "label"
     """Column with the class."""
+    question_column: str = "question"
+    """Column with the question, for a reader of answers."""
+    context_column: str = "context"
+    """Column with the text in which the answer stands."""
+    answer_column: str = "answer"
+    """Column with the answer, empty where the context holds none."""
+    answer_start_column: str = "answer_start"
+    """Column with the answer's first character in the context, from 0; it may be missing."""
+    source_column: str = "source"
+    """Column with what is read, for a model that was tuned with --task seq2seq."""
+    target_column: str = "target"
+    """Column with the true answer to it."""
+    beams: int = 1
+    """Beams with which such a model searches its answers, 1 to 100; 1: the likeliest next token."""
+    length_penalty: float = 1.0
+    """Of the search: texts are compared by log-probability / length^A."""
+    max_new_tokens: int = 200
+    """Tokens of such an answer, at least 1."""
     context_length: int | None = None
     """Tokens at once, at least 1; None: as the model was tuned, else what it can read, to 1024."""
     batch_size: int = 16

@@ -28,7 +28,9 @@ EPOCHS = 3.0
 #: From here on a batch of 32; below it a batch of 16 gives twice the updates of an epoch.
 MANY_EXAMPLES = 2000
 #: Most tokens that are read of a text, unless asked for more.
-MOST_TOKENS = {"classification": 256, "instruction": 512, "text": 256}
+MOST_TOKENS = {"classification": 256, "instruction": 512, "text": 256, "qa": 256, "seq2seq": 512}
+#: Tasks that put a new layer on an encoder.
+HEADED = ("classification", "qa")
 #: Adam's peak rate for a classifier of this width; others in inverse proportion.
 RATE, WIDTH = 1e-4, 384
 #: Fewer validation examples than these do not tell weights apart: the last ones are kept.
@@ -109,7 +111,7 @@ def recipe(options: Finetune, chosen: Sizes, train: int, validation: int, kind: 
 def _rate(strategy: str, task: Task, model: nn.Module) -> float:
     if strategy != "full":
         return 1e-3
-    if task.kind != "classification":
+    if task.kind not in HEADED:
         return 5e-5
     config: Any = getattr(model, "config", None)
     width = getattr(config, "hidden_size", None) or getattr(config, "d_model", None) or 768
@@ -120,7 +122,7 @@ def _length(task: Task, tokenizer: Tokenizer) -> int:
     """What nine of ten training examples need, in tokens, rounded up to eights."""
     rows = np.random.default_rng(0).permutation(len(task.texts["train"]))[:TEXTS_TO_MEASURE]
     parts = [task.texts["train"]]
-    if task.kind == "instruction":
+    if task.kind in ("instruction", "seq2seq"):
         parts.append(task.answers["train"])
     if task.pairs:
         parts.append(task.pairs["train"])

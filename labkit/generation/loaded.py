@@ -71,7 +71,8 @@ class LanguageModel:
         Args:
             prompt: empty begins a new text.
             chat: put the prompt as a question, as instruction fine-tuning does.
-            max_new_tokens: at least 1; what no longer fits into the context slides out of it.
+            max_new_tokens: at least 1; what no longer fits into the context slides out of it. Of
+                a search and of an encoder-decoder the text ends where the context does.
             temperature, top_k, top_p: as in `generation.generate`.
             seed: of the sampling; None draws anew each time.
             samples: how many texts.
@@ -160,15 +161,12 @@ class LanguageModel:
         self, prompts: list[list[int]], max_new_tokens: int, beams: int, length_penalty: float
     ) -> list[list[str]]:
         """The texts of each prompt's search, the best first."""
-        found = beam_search(
-            self.model,
-            prompts,
-            self._room(max_new_tokens),
-            beams,
-            length_penalty,
-            self._ends,
-            self.tokenizer.end_of_text_id,
-        )
+        room = self._room(max_new_tokens)
+        if not isinstance(self.model, EncoderDecoder):
+            fits = context_length(self.model) - max(map(len, prompts)) + 1
+            room = min(room, fits) if fits > 0 else room
+        start = self.tokenizer.end_of_text_id
+        found = beam_search(self.model, prompts, room, beams, length_penalty, self._ends, start)
         return [[self.tokenizer.decode(it.ids) for it in texts] for texts in found]
 
     def chat(
