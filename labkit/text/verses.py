@@ -147,7 +147,7 @@ class WordTable:
                 f"{len(olds)} old and {len(news)} new texts: give equally many, 1 or more"
             )
         rows = np.random.default_rng(0).permutation(len(olds))[:most]
-        pairs = [(_small(olds[i]), _small(news[i])) for i in rows.tolist()]
+        pairs = [(_small(str(olds[i])), _small(str(news[i]))) for i in rows.tolist()]
         old_ids = {"": 0}  # no old word
         new_ids: dict[str, int] = {}
         olds_of, news_of, groups, group = [], [], [], 0
