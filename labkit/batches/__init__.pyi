@@ -5,6 +5,8 @@ from . import long_texts as long_texts
 from . import mixing as mixing
 from . import order as order
 from . import pairs as pairs
+from . import source_target as source_target
+from . import spans as spans
 from . import tagging as tagging
 from . import tokens as tokens
 from . import types as types
@@ -36,6 +38,14 @@ from .pairs import SentenceOrder as SentenceOrder
 from .pairs import document_windows as document_windows
 from .pairs import neighbours as neighbours
 from .pairs import pair_groups as pair_groups
+from .source_target import AFTER_SOURCE as AFTER_SOURCE
+from .source_target import continued_example as continued_example
+from .source_target import prompt_ids as prompt_ids
+from .source_target import source_ids as source_ids
+from .source_target import translated_example as translated_example
+from .source_target import translated_examples as translated_examples
+from .spans import SpanWindow as SpanWindow
+from .spans import span_windows as span_windows
 from .tagging import piece_table as piece_table
 from .tagging import tagged_examples as tagged_examples
 from .tagging import word_examples as word_examples

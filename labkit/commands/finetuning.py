@@ -22,9 +22,11 @@ from torch import nn
 from labkit import runtime
 from labkit.atomic import write_json
 from labkit.commands import tasks
+from labkit.commands.answers import Answers
 from labkit.commands.learning import Classes, Learner, Words, open_model
 from labkit.commands.options import Finetune, check, to_dict
-from labkit.commands.recipe import LABELS, Sizes, recipe, sizes
+from labkit.commands.questions import Questions
+from labkit.commands.recipe import HEADED, Sizes, recipe, sizes
 from labkit.commands.shell import Progress, say
 from labkit.commands.tagging import Tags, entity_sizes
 from labkit.commands.tasks import Task
@@ -42,8 +44,13 @@ from labkit.training.distributed.data import first, whole
 from labkit.training.loop import train
 from labkit.training.run_folder import began, begin, check_free, check_same, whole_model_folder
 
-#: By kind of task; all others learn words.
-LEARNERS: dict[str, type[Learner]] = {"classification": Classes, "tagging": Tags}
+#: What learns each kind of task; words learn all others.
+LEARNERS: dict[str, type[Learner]] = {
+    "classification": Classes,
+    "tagging": Tags,
+    "qa": Questions,
+    "seq2seq": Answers,
+}
 
 
 def finetune(options: Finetune) -> dict[str, Any] | None:
@@ -61,7 +68,7 @@ def finetune(options: Finetune) -> dict[str, Any] | None:
         task = tasks.read(options)
         first(here, lambda: _check_examples(options, task))
         if options.model is None:
-            chosen = "minilm" if task.kind in LABELS else "smollm2"
+            chosen = "minilm" if task.kind in HEADED else "smollm2"
             options = dataclasses.replace(options, model=chosen)
         folder = whole_model_folder(str(options.model))
         tokenizer = Tokenizer.from_pretrained(folder)
@@ -204,11 +211,11 @@ def _write_config(options: Finetune, task: Task) -> None:
 
 
 def _describe(task: Task, settings: TrainConfig, chosen: Sizes) -> None:
-    classes = bool(task.classes) and task.kind != "tagging"
-    what = f"{len(task.classes)} classes: {_class_sizes(task)}" if classes else "causal"
+    named = {"qa": "spans of a context", "seq2seq": "source to target"}.get(task.kind, "causal")
+    what = f"{len(task.classes)} classes: {_class_sizes(task)}" if task.classes else named
     if task.kind == "tagging":
         what = entity_sizes(task)
-    pairs = " of pairs" if task.pairs else ""
+    pairs = " of pairs" if task.pairs and task.classes else ""
     rows = ", ".join(f"{len(task.texts[split]):,} {split}" for split in SPLITS)
     keep = "the best weights of validation" if settings.restore_best else "the last weights"
     say(

@@ -28,7 +28,14 @@ from labkit.evaluation.linear import (
 from labkit.generation.classifier import Classifier, Reading, has_segments
 from labkit.models.adapting.mean_block import add_mean_block, has_pooler
 from labkit.models.adapting.settings import INSEPARABLE
-from labkit.models.huggingface.folders import is_classifier, open_classifier, open_lm
+from labkit.models.huggingface.folders import (
+    is_classifier,
+    is_seq2seq,
+    open_classifier,
+    open_lm,
+    open_reader,
+    open_seq2seq,
+)
 from labkit.models.huggingface.reading import read_config
 from labkit.objectives.tasks import causal_lm, classification
 from labkit.text.tokenizers import Tokenizer
@@ -40,6 +47,10 @@ TEXTS_TO_FIT = 10_000
 
 def open_model(task: Task, folder: Path, tokenizer: Tokenizer) -> nn.Module:
     """The folder's model for the task: a language model, or a classifier of the task's classes."""
+    if task.kind == "qa":
+        return open_reader(folder, fresh=True)
+    if task.kind == "seq2seq" and is_seq2seq(folder):
+        return open_seq2seq(folder)
     if task.kind != "classification":
         return open_lm(folder)
     model = open_classifier(folder, task.classes)
@@ -61,7 +72,7 @@ class Learner:
     tokenizer: Tokenizer
     sizes: Sizes
 
-    objective: ClassVar[Any]
+    objective: ClassVar[Any] = staticmethod(causal_lm)
 
     def __post_init__(self) -> None:
         """What a kind of task needs besides."""

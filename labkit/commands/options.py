@@ -139,10 +139,11 @@ class Finetune:
     """Fine-tune a pretrained model on your own labelled texts, instructions or stories.
 
     A csv or jsonl file with the columns text and label trains a classifier (of pairs, with
-    --pair-column); prompt and answer train a language model to answer; text alone (or a txt file)
-    continues its pretraining; a conll file with a word and its tag a line trains a tagger. All
-    parameters are trained, or those of a --strategy. What is not given is chosen from the data and
-    printed.
+    --pair-column); prompt and answer train a language model to answer; question, context and answer
+    a reader that finds answers in a text; source and target a language model that turns one into
+    the other; text alone (or a txt file) continues its pretraining; a conll file with a word and
+    its tag a line trains a tagger. All parameters are trained, or those of a --strategy. What is
+    not given is chosen from the data and printed.
     """
 
     data: str = "bbc_news"
@@ -155,8 +156,10 @@ class Finetune:
     overwrite: bool = False
     """Begin anew: remove the run that is in `out`, and nothing else."""
     model: Annotated[str | None, arg(aliases=["--from"])] = None
-    """minilm, smollm2, a model or run folder; None: minilm to classify and tag, else smollm2."""
-    task: Literal["auto", "classification", "instruction", "text", "tagging"] = "auto"
+    """minilm, smollm2, a model or run folder; None: minilm for labels and spans, else smollm2."""
+    task: Literal["auto", "classification", "instruction", "text", "tagging", "qa", "seq2seq"] = (
+        "auto"
+    )
     """What to learn; auto: from the columns of the data."""
     head: Literal["softmax", "crf"] = "softmax"
     """Of a tagger: each word's likeliest tag, or a CRF's likeliest row of tags."""
@@ -173,7 +176,17 @@ class Finetune:
     prompt_column: str = "prompt"
     """Column with the question or instruction."""
     answer_column: str = "answer"
-    """Column with the answer."""
+    """Column with the answer; for qa a piece of the context, empty where it holds none."""
+    question_column: str = "question"
+    """Column with the question about a context."""
+    context_column: str = "context"
+    """Column with the text in which the answer stands."""
+    answer_start_column: str = "answer_start"
+    """Column with the answer's first character in the context, from 0; it may be missing."""
+    source_column: str = "source"
+    """Column with what is read, for seq2seq."""
+    target_column: str = "target"
+    """Column with what is written, for seq2seq."""
     strategy: Strategy = "full"
     """What trains: all (full; layerwise, lower blocks slower), a part (encoder, head, last_k,
     feed_forward, bitfit), or something new (adapters, lora, prompt, prefix)."""
@@ -238,6 +251,10 @@ class Generate:
     """Sample among the likeliest tokens that hold this probability, in (0, 1]; None: all."""
     samples: int = 1
     """Texts to write, 1 to 1000."""
+    beams: int = 1
+    """Above 1: beam search for the best text, with so many beams, instead of sampling; to 100."""
+    length_penalty: float = 1.0
+    """Of the search: texts are compared by log-probability / length^A; 0: the likeliest, short."""
     seed: int = 0
     """Of the sampling, 0 to 2^32 - 1."""
     device: Device = "auto"
@@ -246,7 +263,11 @@ class Generate:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Score a model on data: bits per byte, accuracy of a classifier, entity F1 of a tagger."""
+    """Score a model on data: bits per byte of a language model, accuracy of a classifier.
+
+    Of a tagger entity F1, of a reader of answers exact match and F1, of a model that answers
+    sources BLEU and chrF.
+    """
 
     model: Positional[Path] = Path("runs/pretrain")
     """smollm2, a run folder or a model folder."""
@@ -260,6 +281,24 @@ class Evaluate:
     """Column with the second text, for a classifier of pairs."""
     label_column: str = "label"
     """Column with the class."""
+    question_column: str = "question"
+    """Column with the question, for a reader of answers."""
+    context_column: str = "context"
+    """Column with the text in which the answer stands."""
+    answer_column: str = "answer"
+    """Column with the answer, empty where the context holds none."""
+    answer_start_column: str = "answer_start"
+    """Column with the answer's first character in the context, from 0; it may be missing."""
+    source_column: str = "source"
+    """Column with what is read, for a model that was tuned with --task seq2seq."""
+    target_column: str = "target"
+    """Column with the true answer to it."""
+    beams: int = 1
+    """Beams with which such a model searches its answers, 1 to 100; 1: the likeliest next token."""
+    length_penalty: float = 1.0
+    """Of the search: texts are compared by log-probability / length^A."""
+    max_new_tokens: int = 200
+    """Tokens of such an answer, at least 1."""
     context_length: int | None = None
     """Tokens at once, at least 1; None: as the model was tuned, else what it can read, to 1024."""
     batch_size: int = 16

@@ -27,10 +27,13 @@ FEWEST_UPDATES = 150
 EPOCHS = 3.0
 #: From here on a batch of 32; below it a batch of 16 gives twice the updates of an epoch.
 MANY_EXAMPLES = 2000
-#: Tasks of labels: a head begins anew, so few examples want more updates, and a higher rate.
+#: Tasks of labels: few examples want more updates.
 LABELS = ("classification", "tagging")
 #: Most tokens that are read of a text, unless asked for more.
-MOST_TOKENS = {"classification": 256, "instruction": 512, "text": 256, "tagging": 256}
+MOST_TOKENS = {
+    "classification": 256, "instruction": 512, "text": 256, "tagging": 256, "qa": 256,
+    "seq2seq": 512,
+}  # fmt: skip
 #: Adam's peak rate for a classifier of this width; others in inverse proportion.
 RATE, WIDTH = 1e-4, 384
 #: Peak rate of a strategy / that of full fine-tuning. On trust, until a sweep has settled them.
@@ -118,7 +121,7 @@ def recipe(options: Finetune, chosen: Sizes, train: int, validation: int, kind: 
 
 
 def _rate(task: Task, model: nn.Module) -> float:
-    if task.kind not in LABELS:
+    if task.kind not in HEADED:
         return 5e-5
     config: Any = getattr(model, "config", None)
     width = getattr(config, "hidden_size", None) or getattr(config, "d_model", None) or 768
@@ -129,7 +132,7 @@ def _length(task: Task, tokenizer: Tokenizer) -> int:
     """What nine of ten training examples need, in tokens, rounded up to eights."""
     rows = np.random.default_rng(0).permutation(len(task.texts["train"]))[:TEXTS_TO_MEASURE]
     parts = [task.texts["train"]]
-    if task.kind == "instruction":
+    if task.kind in ("instruction", "seq2seq"):
         parts.append(task.answers["train"])
     if task.pairs:
         parts.append(task.pairs["train"])

@@ -4,6 +4,7 @@ from . import baselines as baselines
 from . import config as config
 from . import counts as counts
 from . import crf as crf
+from . import cross_weights as cross_weights
 from . import dropout as dropout
 from . import encoder_decoder as encoder_decoder
 from . import experts as experts
@@ -12,6 +13,7 @@ from . import kv_cache as kv_cache
 from . import layers as layers
 from . import ngrams as ngrams
 from . import positions as positions
+from . import spans as spans
 from . import tagger as tagger
 from . import transformer as transformer
 from .attention import CrossAttention as CrossAttention
@@ -36,6 +38,7 @@ from .counts import parameters_by_part as parameters_by_part
 from .crf import Constraints as Constraints
 from .crf import LinearChainCRF as LinearChainCRF
 from .crf import bio_constraints as bio_constraints
+from .cross_weights import cross_attention_by_hand as cross_attention_by_hand
 from .dropout import Dropout as Dropout
 from .encoder_decoder import EncoderDecoder as EncoderDecoder
 from .encoder_decoder import shift_right as shift_right
@@ -57,6 +60,8 @@ from .positions import Rotary as Rotary
 from .positions import rotary_table as rotary_table
 from .positions import rotate as rotate
 from .positions import sinusoidal as sinusoidal
+from .spans import SpanOutput as SpanOutput
+from .spans import SpanReader as SpanReader
 from .tagger import Tagger as Tagger
 from .tagger import is_tagger as is_tagger
 from .tagger import open_tagger as open_tagger

@@ -1,10 +1,16 @@
 from . import losses as losses
+from . import seq2seq as seq2seq
+from . import spans as spans
 from . import tagging as tagging
 from . import tasks as tasks
 from .losses import binary_cross_entropy as binary_cross_entropy
 from .losses import chunked_cross_entropy as chunked_cross_entropy
 from .losses import cross_entropy as cross_entropy
 from .losses import positions_at_once as positions_at_once
+from .seq2seq import SmoothedLM as SmoothedLM
+from .seq2seq import smoothing_floor as smoothing_floor
+from .spans import span_answer as span_answer
+from .spans import span_logits as span_logits
 from .tagging import gather_words as gather_words
 from .tagging import token_classification as token_classification
 from .tasks import NextSentenceModel as NextSentenceModel

@@ -1,8 +1,10 @@
-"""Open a model folder, one way for every command: a language model, or a classifier.
+"""Open a model folder, one way for every command: by what the model is for.
 
 config.json, safetensors ──> open_lm                labkit's own where it knows the shape
+                         ├─> open_seq2seq           labkit's own
                          ├─> open_classifier        transformers'
-                         └─> open_token_classifier  transformers'
+                         ├─> open_token_classifier  transformers'
+                         └─> open_reader            transformers', for answers that are spans
 adapter_config.json      ──> the same of its base model, then what was trained beside it
 """
 
@@ -21,6 +23,7 @@ from labkit.models.adapting.saving import (
     load_adapter,
     read_adapter,
 )
+from labkit.models.encoder_decoder import EncoderDecoder
 from labkit.models.huggingface.reading import open_complete, read_config
 from labkit.models.huggingface.saving import knows, load_pretrained
 
@@ -43,6 +46,41 @@ def is_classifier(folder: Path) -> bool:
     if is_adapter(folder):
         return read_adapter(folder).get("task_type") == "SEQ_CLS"
     return any("SequenceClassification" in name for name in read_config(folder)["architectures"])
+
+
+def is_seq2seq(folder: Path) -> bool:
+    """Whether a model folder names an encoder-decoder that answers a source."""
+    names = read_config(folder)["architectures"]
+    return any("ForConditionalGeneration" in name for name in names)
+
+
+def is_reader(folder: Path) -> bool:
+    """Whether a model folder names a reader whose answers are spans of a text."""
+    return any("QuestionAnswering" in name for name in read_config(folder)["architectures"])
+
+
+def open_seq2seq(folder: Path) -> EncoderDecoder:
+    """An encoder-decoder, as labkit's own.
+
+    Raises:
+        LabError: the folder holds none, or one whose shape labkit does not have.
+    """
+    if is_seq2seq(folder) and knows(folder):
+        return load_pretrained(folder)
+    found = ", ".join(read_config(folder)["architectures"]) or "no architecture"
+    raise LabError(
+        f"{folder} holds {found}, which is no encoder-decoder of BART's shape: give a folder with"
+        " BartForConditionalGeneration"
+    )
+
+
+def open_reader(folder: Path, fresh: bool = False) -> nn.Module:
+    """A question answerer of transformers; with `fresh` its head may begin with random weights."""
+    return _from_pretrained(
+        "AutoModelForQuestionAnswering",
+        folder,
+        fresh=(lambda name: "qa_outputs" in name.split(".")) if fresh else None,
+    )
 
 
 def open_lm(folder: Path) -> nn.Module:

@@ -37,6 +37,7 @@ from labkit.models.huggingface.weights import (
     with_position_tables,
     with_prefix,
 )
+from labkit.models.spans import SpanReader
 from labkit.models.transformer import Transformer
 from labkit.text.tokenizers import Tokenizer
 
@@ -82,6 +83,8 @@ def knows(folder: Path) -> bool:
 
 def expressible(model: nn.Module) -> bool:
     """Whether `save_pretrained` can write a model: a transformers class computes the same."""
+    if isinstance(model, SpanReader):
+        model = model.encoder
     if not isinstance(model, Transformer | EncoderDecoder):
         return hasattr(model, "save_pretrained")
     try:
@@ -115,6 +118,8 @@ def save_pretrained(model: nn.Module, folder: str | Path, tokenizer: Any = None)
         LabError: No transformers class can express the shape.
     """
     folder = Path(folder)
+    if isinstance(model, SpanReader):
+        model = model.to_huggingface()
     if isinstance(model, Transformer | EncoderDecoder):
         theirs = transformers_model(model)
         theirs.config.labkit = dataclasses.asdict(model.config)
@@ -164,6 +169,8 @@ def _name_tokens(model: Any, tokenizer: Any, replace: bool) -> None:
         )
         text = turn
     ids = {"bos_token_id": begin, "eos_token_id": turn, "pad_token_id": pad}
+    if getattr(model.config, "is_encoder_decoder", False):  # as `batches.source_target` begins one
+        ids["decoder_start_token_id"] = text
     for name, value in ids.items():
         if replace or getattr(model.config, name, None) is None:
             setattr(model.config, name, value)
