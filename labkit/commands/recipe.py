@@ -29,6 +29,8 @@ EPOCHS = 3.0
 MANY_EXAMPLES = 2000
 #: Tasks of labels: few examples want more updates.
 LABELS = ("classification", "tagging")
+#: Tasks that put a new layer on an encoder, which wants a higher rate.
+HEADED = (*LABELS, "qa")
 #: Most tokens that are read of a text, unless asked for more.
 MOST_TOKENS = {
     "classification": 256, "instruction": 512, "text": 256, "tagging": 256, "qa": 256,
