@@ -274,3 +274,33 @@ def test_what_cannot_be_scored_or_tagged_is_one_sentence(finished, folder, tmp_p
     same = ["--data", folder / "new.conll", "--out", folder / "new.conll"]
     assert here("classify", finished, *same) == 2
     assert (folder / "new.conll").read_text() == kept
+
+
+@pytest.mark.parametrize("head", ["softmax", "crf"])
+@pytest.mark.parametrize("strategy", ["head", "bitfit", "lora", "last_k"])
+def test_a_tagger_of_a_strategy_ends_in_a_plain_folder(head, strategy, folder, tmp_path, capsys):
+    out = tmp_path / "run"
+    given = ["--task", "tagging", "--data", folder / "all.conll", "--model", folder / "encoder"]
+    few = ["--head", head, "--strategy", strategy, "--out", out, *FAST, "--epochs", 2]
+    assert here("finetune", *given, *few, "--no-baselines") == 0
+    said = capsys.readouterr().out
+    (line,) = [line for line in said.splitlines() if "parameters trained" in line]
+    assert line.startswith(f"model   {strategy}")
+    kept = labkit.load_tagger(out, device="cpu").model
+    own = {n: p for n, p in kept.named_parameters() if not n.startswith("body.")}
+    assert own["classifier.bias"].abs().max() > 0  # it began at 0: the task's own layer has trained
+    if head == "crf":
+        assert own["crf.transitions_KK"].abs().max() > 0
+    first = json.loads((out / "evaluation.json").read_text())["test"]["strict"]["f1"]
+    assert here("evaluate", out, "--data", folder / "all.conll", "--json") == 0
+    again = json.loads(capsys.readouterr().out)["scores"][str(folder / "all.conll")]
+    assert abs(again["strict"]["f1"] - first) < 0.35  # the same model, on more rows
+
+
+def test_what_leaves_no_plain_tagger_is_one_sentence(folder, tmp_path, capsys):
+    out = tmp_path / "run"
+    given = ["--task", "tagging", "--data", folder / "all.conll", "--model", folder / "encoder"]
+    for strategy in ("adapters", "prompt", "prefix"):
+        assert here("finetune", *given, "--strategy", strategy, "--out", out) == 2
+        assert f"strategy {strategy} leaves no plain model" in capsys.readouterr().err
+        assert not out.exists()

@@ -33,7 +33,7 @@ from labkit.commands.tasks import Task
 from labkit.errors import LabError
 from labkit.models.adapting import strategies
 from labkit.models.adapting.saving import name_base
-from labkit.models.adapting.settings import Strategy
+from labkit.models.adapting.settings import INSEPARABLE, Strategy
 from labkit.models.huggingface.folders import quiet_libraries
 from labkit.models.tagger import open_tagger
 from labkit.text.corpora import SPLITS
@@ -44,6 +44,8 @@ from labkit.training.distributed.data import first, whole
 from labkit.training.loop import train
 from labkit.training.run_folder import began, begin, check_free, check_same, whole_model_folder
 
+#: Kinds of task whose run may end in an adapter alone.
+ADDABLE = ("classification", "instruction", "text")
 #: What learns each kind of task; words learn all others.
 LEARNERS: dict[str, type[Learner]] = {
     "classification": Classes,
@@ -67,6 +69,11 @@ def finetune(options: Finetune) -> dict[str, Any] | None:
         options = first(here, lambda: _checked(options))
         task = tasks.read(options)
         first(here, lambda: _check_examples(options, task))
+        if options.strategy in INSEPARABLE and task.kind not in ADDABLE:
+            raise LabError(
+                f"strategy {options.strategy} leaves no plain model, and a run of the task "
+                f"{task.kind} must end in one: choose another, such as lora"
+            )
         if options.model is None:
             chosen = "minilm" if task.kind in HEADED else "smollm2"
             options = dataclasses.replace(options, model=chosen)
@@ -212,9 +219,10 @@ def _write_config(options: Finetune, task: Task) -> None:
 
 def _describe(task: Task, settings: TrainConfig, chosen: Sizes) -> None:
     named = {"qa": "spans of a context", "seq2seq": "source to target"}.get(task.kind, "causal")
-    what = f"{len(task.classes)} classes: {_class_sizes(task)}" if task.classes else named
     if task.kind == "tagging":
         what = entity_sizes(task)
+    else:
+        what = f"{len(task.classes)} classes: {_class_sizes(task)}" if task.classes else named
     pairs = " of pairs" if task.pairs and task.classes else ""
     rows = ", ".join(f"{len(task.texts[split]):,} {split}" for split in SPLITS)
     keep = "the best weights of validation" if settings.restore_best else "the last weights"

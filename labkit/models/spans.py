@@ -35,6 +35,9 @@ class SpanReader(nn.Module):
         LabError: the model sees only the past.
     """
 
+    base_model_prefix = "encoder"
+    """As in `transformers`: the strategy "head" trains all but this."""
+
     def __init__(self, encoder: Transformer):
         super().__init__()
         if encoder.config.kind != "encoder":

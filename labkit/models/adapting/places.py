@@ -60,6 +60,15 @@ def is_classifier(model: nn.Module) -> bool:
     return "SequenceClassification" in type(model).__name__
 
 
+#: Parts of the names of classes whose last layer is the task's own: it begins anew.
+HEADED = ("SequenceClassification", "TokenClassification", "QuestionAnswering", "Tagger", "Reader")
+
+
+def has_own_head(model: nn.Module) -> bool:
+    """Whether the last layer is the task's own, of classes, tags or spans: it always trains."""
+    return is_classifier(model) or any(part in type(model).__name__ for part in HEADED)
+
+
 def head(model: nn.Module) -> list[nn.Module]:
     """The modules of the task's own layer, a classifier or the vocabulary projection; or []."""
     children = dict(model.named_children())

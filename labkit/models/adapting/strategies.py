@@ -25,7 +25,7 @@ from torch import nn
 
 from labkit.errors import LabError
 from labkit.models.adapting import adapters, lora, prompts
-from labkit.models.adapting.places import body, head, is_classifier, norms, places
+from labkit.models.adapting.places import body, has_own_head, head, norms, places
 from labkit.models.adapting.settings import ADDING, Strategy
 from labkit.models.transformer import blocks
 
@@ -133,8 +133,8 @@ def _names(model: nn.Module, modules: Iterable[nn.Module]) -> set[str]:
 
 
 def _task(model: nn.Module) -> set[str]:
-    """The layer that a classifier begins with anew; of a language model nothing."""
-    return _names(model, head(model)) if is_classifier(model) else set()
+    """The layer that a task of classes, tags or spans begins anew; of a language model nothing."""
+    return _names(model, head(model)) if has_own_head(model) else set()
 
 
 def _full(model: nn.Module, settings: Strategy) -> set[str]:
