@@ -19,6 +19,7 @@ Sources: Lester et al. 2021, arXiv:2104.08691 (prompt; begun from words); Li & L
 arXiv:2101.00190 (prefix; its net of two layers, section 4.3; begun from words, section 7.4).
 """
 
+import inspect
 from typing import Any, NamedTuple
 
 import torch
@@ -256,8 +257,6 @@ def remove(model: nn.Module) -> None:
 def _takes(base: Any) -> bool:
     if isinstance(base, Transformer):
         return True
-    import inspect
-
     names = inspect.signature(base.forward).parameters if hasattr(base, "config") else {}
     return "inputs_embeds" in names and "past_key_values" in names
 
