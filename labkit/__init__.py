@@ -3,6 +3,7 @@
     import labkit
     labkit.load("runs/mine").generate("Once upon a time")
     labkit.load_classifier("runs/finetune").classify("Shares fell.")
+    labkit.load_reader("runs/finetune").answer("What fell?", "Shares fell.")
     labkit.models.scaled_dot_product_attention(q, k, v)
     labkit.training.train(model, labkit.objectives.causal_lm, batches, config)
 
@@ -51,10 +52,27 @@ def __getattr__(name: str) -> Any:
         from labkit.generation.classifier import load_classifier
 
         return load_classifier
+    if name == "load_tagger":
+        from labkit.generation.tagger import load_tagger
+
+        return load_tagger
+    if name == "load_reader":
+        from labkit.generation.reader import load_reader
+
+        return load_reader
     if name in ROOMS:
         return importlib.import_module(f"labkit.{name}")
     raise AttributeError(f"module 'labkit' has no attribute {name!r}; its rooms are {ROOMS}")
 
 
 def __dir__() -> list[str]:
-    return [*ROOMS, "load", "load_classifier", "DISTRIBUTION", "REPOSITORY", "__version__"]
+    return [
+        *ROOMS,
+        "load",
+        "load_classifier",
+        "load_tagger",
+        "load_reader",
+        "DISTRIBUTION",
+        "REPOSITORY",
+        "__version__",
+    ]

@@ -118,12 +118,16 @@ FLAGS = {
         warmup_steps eval_tokens
         {OF_THE_LOOP} steps learning_rate eval_every""",
     "finetune": f"""data out resume overwrite model task validation test text_column pair_column
-        label_column prompt_column answer_column strategy epochs batch_size max_length pieces
+        label_column prompt_column answer_column question_column context_column
+        answer_start_column source_column target_column head strategy last layer_decay adapter_width
+        rank alpha targets prompt_length epochs batch_size max_length pieces
         learning_rate baselines warmup
         {OF_THE_LOOP}""",
-    "generate": """model prompt chat max_new_tokens temperature top_k top_p samples seed device""",
-    "evaluate": """model data split text_column pair_column label_column context_length batch_size
-        precision device json""",
+    "generate": """model prompt chat max_new_tokens temperature top_k top_p samples beams
+        length_penalty seed device""",
+    "evaluate": """model data split text_column pair_column label_column question_column
+        context_column answer_column answer_start_column source_column target_column beams
+        length_penalty max_new_tokens context_length batch_size precision device json""",
     "classify": """model text data out text_column pair_column batch_size precision device json""",
     "bench": "json quick only",
     "lab": "folder port browser",

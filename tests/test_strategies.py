@@ -82,8 +82,8 @@ def test_table_counts_what_is_trained(make):
 
 
 def test_unknown_name_lists_the_allowed():
-    with pytest.raises(LabError, match="'lora' is unknown: choose one of full, head"):
-        strategies.apply(labkit_classifier(), "lora")
+    with pytest.raises(LabError, match="'loro' is unknown: choose one of full, encoder, head"):
+        strategies.apply(labkit_classifier(), "loro")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import torch
 from labkit import runtime
 from labkit.batches import Batches, Pad, stack
 from labkit.models import EncoderDecoder, Transformer, TransformerConfig
+from labkit.models.adapting import Strategy, apply
 from labkit.objectives import causal_lm
 from labkit.training import TrainConfig, train
 
@@ -56,8 +57,22 @@ def answered_batches(batch_size: int = 8, examples: int = 40) -> Batches:
     return Batches(items, batch_size, stack)
 
 
+def tiny_lora(seed: int = 0) -> Transformer:
+    model = tiny_model(seed=seed)
+    apply(model, Strategy("lora", rank=2))
+    return model
+
+
+def tiny_prefix(seed: int = 0) -> Transformer:
+    model = tiny_model(seed=seed, context_length=32)
+    apply(model, Strategy("prefix", length=3))
+    return model
+
+
 #: What two processes train: a model and its batches.
 PROBLEMS = {
+    "lora": (tiny_lora, ragged_batches),
+    "prefix": (tiny_prefix, ragged_batches),
     "decoder": (tiny_model, ragged_batches),
     "encoder_decoder": (tiny_encoder_decoder, answered_batches),
 }

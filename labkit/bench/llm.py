@@ -38,7 +38,7 @@ def _tokens(folder: Any, count: int) -> np.ndarray:
 def _labkit(checkpointing: bool = False, **settings: Any) -> Callable:
     def run(half: str, steps: int, batch: int, length: int) -> list[float]:
         folder = corpora.smollm2_folder()
-        model = open_lm(folder)
+        model: Any = open_lm(folder)
         model.gradient_checkpointing = checkpointing
         windows = Windows(_tokens(folder, steps * batch * length + 1), length)
         data = Batches(windows, batch, shuffle=False)

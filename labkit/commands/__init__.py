@@ -7,6 +7,9 @@
     recipe         batch, length, updates, rate: what its user leaves open
     examples       a task as batches
     learning       what differs between learning classes and learning words
+    tagging        tags of words: from files to a tagger, its scores, new texts
+    questions      answers that are spans: read, learned, scored
+    answers        a target for each source: read, learned, scored
     finetuning     a task -> the loop -> scores -> model/
     scoring        a classifier's scores beside those of simpler models
     inspecting     generate, evaluate, classify

@@ -18,6 +18,18 @@ classify("...", truncation=True)""",
     "text-classification of pairs": """from transformers import pipeline
 classify = pipeline("text-classification", {folder!r})
 classify({{"text": "...", "text_pair": "..."}}, truncation=True)""",
+    "token-classification": """from transformers import pipeline
+tag = pipeline("token-classification", {folder!r}, aggregation_strategy="first")
+tag("...")""",
+    "token-classification with a CRF": """import labkit
+tag = labkit.load_tagger({folder!r})  # transformers reads the words' own scores, without the CRF
+print(tag("..."))""",
+    "question-answering": """from labkit import load_reader
+read = load_reader({folder!r})
+read.answer("...", "...")""",
+    "text2text-generation": """import labkit
+write = labkit.load({folder!r})
+write.answer(["..."], beams=4)""",
     "text-generation": """from transformers import pipeline
 write = pipeline("text-generation", {folder!r})
 write("...", max_new_tokens=50)""",

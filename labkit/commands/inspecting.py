@@ -18,6 +18,7 @@ from torch import Tensor
 
 from labkit import runtime
 from labkit.atomic import write_text
+from labkit.commands import answers, questions, tagging
 from labkit.commands.options import Classify, Evaluate, Generate, check
 from labkit.commands.scoring import class_table, classifier_scores, say_classes, score_rows
 from labkit.commands.shell import counted, note, say, table
@@ -25,7 +26,8 @@ from labkit.errors import LabError
 from labkit.generation.classifier import Classifier, load_classifier
 from labkit.generation.loaded import LanguageModel, load
 from labkit.models.config import context_length
-from labkit.models.huggingface.folders import is_classifier, quiet_libraries
+from labkit.models.huggingface.folders import is_classifier, is_reader, quiet_libraries
+from labkit.models.tagger import is_tagger
 from labkit.text import corpora, files
 from labkit.training.run_folder import model_folder
 
@@ -42,6 +44,14 @@ def generate(options: Generate) -> list[str]:
     check(0 <= options.temperature < math.inf, options, "temperature", "0 or more")
     check(options.top_k is None or options.top_k >= 1, options, "top_k", "at least 1")
     check(options.top_p is None or 0 < options.top_p <= 1, options, "top_p", "above 0, at most 1")
+    check(1 <= options.beams <= 100, options, "beams", "1 to 100")
+    check(math.isfinite(options.length_penalty), options, "length_penalty", "a finite number")
+    if options.beams > 1:
+        check(options.top_k is None, options, "top_k", "none with beams, which draw nothing")
+        check(options.top_p is None, options, "top_p", "none with beams, which draw nothing")
+        check(options.samples <= options.beams, options, "samples", f"1 to {options.beams} (beams)")
+        talks = options.chat and not options.prompt
+        check(not talks, options, "beams", "1 to talk, or give --prompt")
     quiet_libraries()
     model = load(options.model, device=options.device)
     if options.chat and not options.prompt:
@@ -55,8 +65,10 @@ def generate(options: Generate) -> list[str]:
         top_p=options.top_p,
         seed=options.seed,
         samples=options.samples,
+        beams=options.beams,
+        length_penalty=options.length_penalty,
     )
-    shown = "" if options.chat else options.prompt
+    shown = "" if options.chat or model.answers_sources else options.prompt
     texts = [shown + answer for answer in answers]
     print("\n---\n".join(texts))
     return texts
@@ -96,13 +108,26 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
         check(options.context_length >= 1, options, "context_length", "at least 1")
     folder = model_folder(options.model)
     quiet_libraries()
+    if is_tagger(folder):
+        return tagging.evaluate(folder, options)
+    check(1 <= options.beams <= 100, options, "beams", "1 to 100")
+    check(math.isfinite(options.length_penalty), options, "length_penalty", "a finite number")
+    check(options.max_new_tokens >= 1, options, "max_new_tokens", "at least 1")
+    rows: Callable[[Any], Any] | None = None  # of the table, for the kinds that write their own
     if classifier := is_classifier(folder):
         score = _classifier_score(folder, options)
+    elif is_reader(folder):
+        score, rows = questions.score(folder, options), questions.score_rows
     else:
-        score = _language_score(load(folder, device=options.device), options)
+        opened = load(folder, device=options.device)
+        score = _language_score(opened, options)
+        if opened.answers_sources:
+            score, rows = answers.score(opened, options), answers.score_rows
     scores = {source: score(source) for source in options.data}
     if options.json:
         say(json.dumps({"model": str(options.model), "scores": scores}))
+    elif rows is not None:
+        say(table(rows(scores)))
     elif classifier:
         say(table(score_rows(scores)))
         for source, numbers in scores.items():
@@ -195,7 +220,7 @@ def _said(
 
 
 def classify(options: Classify) -> list[dict[str, Any]]:
-    """Write the likeliest class of each text, to stdout or a csv file.
+    """Write the likeliest class of each text, to stdout or a csv file; of a tagger its tags.
 
     Returns:
         For each text `text`, `class`, `probability`, and `probabilities` of all classes.
@@ -208,13 +233,15 @@ def classify(options: Classify) -> list[dict[str, Any]]:
     check(options.batch_size >= 1, options, "batch_size", "at least 1")
     folder = model_folder(options.model)
     quiet_libraries()
+    if options.out and options.data and options.out.resolve() == options.data.resolve():
+        raise LabError(f"out {options.out} is the file that is read: choose another")
+    if is_tagger(folder):
+        return tagging.classify(folder, options)
     if not is_classifier(folder):
         raise LabError(
             f"{folder} holds no classifier: labkit finetune makes one from labelled texts"
         )
     texts, seconds = _unlabelled(options)
-    if options.out and options.data and options.out.resolve() == options.data.resolve():
-        raise LabError(f"out {options.out} is the file that is read: choose another")
     opened = load_classifier(folder, device=options.device)
     said = _said(opened, texts, seconds, options, str(options.data or "text")).exp().tolist()
     rows = []

@@ -27,7 +27,15 @@ from labkit.evaluation.linear import (
 )
 from labkit.generation.classifier import Classifier, Reading, has_segments
 from labkit.models.adapting.mean_block import add_mean_block, has_pooler
-from labkit.models.huggingface.folders import is_classifier, open_classifier, open_lm
+from labkit.models.adapting.settings import INSEPARABLE
+from labkit.models.huggingface.folders import (
+    is_classifier,
+    is_seq2seq,
+    open_classifier,
+    open_lm,
+    open_reader,
+    open_seq2seq,
+)
 from labkit.models.huggingface.reading import read_config
 from labkit.objectives.tasks import causal_lm, classification
 from labkit.text.tokenizers import Tokenizer
@@ -39,6 +47,10 @@ TEXTS_TO_FIT = 10_000
 
 def open_model(task: Task, folder: Path, tokenizer: Tokenizer) -> nn.Module:
     """The folder's model for the task: a language model, or a classifier of the task's classes."""
+    if task.kind == "qa":
+        return open_reader(folder, fresh=True)
+    if task.kind == "seq2seq" and is_seq2seq(folder):
+        return open_seq2seq(folder)
     if task.kind != "classification":
         return open_lm(folder)
     model = open_classifier(folder, task.classes)
@@ -60,7 +72,7 @@ class Learner:
     tokenizer: Tokenizer
     sizes: Sizes
 
-    objective: ClassVar[Any]
+    objective: ClassVar[Any] = staticmethod(causal_lm)
 
     def __post_init__(self) -> None:
         """What a kind of task needs besides."""
@@ -73,8 +85,18 @@ class Learner:
     def batches(self, split: str) -> Batches:
         raise NotImplementedError
 
+    @property
+    def result(self) -> Path:
+        """Where the run leaves what commands open."""
+        alone = self.options.strategy in INSEPARABLE
+        return self.options.out / ("adapter" if alone else "model")
+
+    def facts(self) -> dict[str, Any]:
+        """What an adapter's folder says besides: how its base was made ready."""
+        return {}
+
     def prepare(self, here: runtime.World) -> None:
-        """What comes before the first update."""
+        """What comes before the first update, on the frozen model."""
 
     def test(self, model: nn.Module) -> dict[str, Any]:
         raise NotImplementedError
@@ -83,7 +105,7 @@ class Learner:
         """Write the model card, once the test is done."""
         count, rows = len(self.task.texts["train"]), self.rows(evaluation)
         write_card(
-            self.options.out / "model",
+            self.options.out / "model",  # an adapter alone gets none
             self.use,
             str(self.options.model),
             {
@@ -142,9 +164,13 @@ class Classes(Learner):
     def __post_init__(self) -> None:
         self.reading = Reading(self.sizes.max_length, self.options.pieces)
         self.new_head = not _knows_classes(self.folder, self.task.classes)
-        if self.new_head and has_pooler(self.model):
+        self.mean_block = self.new_head and has_pooler(self.model)
+        if self.mean_block:
             add_mean_block(self.model)
         self.head: Any = None
+
+    def facts(self) -> dict[str, Any]:
+        return {"classes": self.task.classes, "mean_block": self.mean_block}
 
     def _reader(self, model: nn.Module) -> Classifier:
         return Classifier(model, self.tokenizer, self.reading)
@@ -172,7 +198,7 @@ class Classes(Learner):
         return logistic_regression(vectors, labels, intercept=biased)
 
     def test(self, model: nn.Module) -> dict[str, Any]:
-        self.reading.keep(self.options.out / "model", bool(self.task.pairs) and has_segments(model))
+        self.reading.keep(self.result, bool(self.task.pairs) and has_segments(model))
         frozen = None
         if self.options.baselines and self.head is not None:
             device = next(model.parameters()).device

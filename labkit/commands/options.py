@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from tyro.conf import Fixed, Positional, arg
 
 from labkit.errors import LabError
+from labkit.models.adapting.settings import Name as Strategy
 from labkit.training.config import Precision, TrainConfig
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -138,23 +139,30 @@ class Finetune:
     """Fine-tune a pretrained model on your own labelled texts, instructions or stories.
 
     A csv or jsonl file with the columns text and label trains a classifier (of pairs, with
-    --pair-column); prompt and answer train a language model to answer; text alone (or a txt file)
-    continues its pretraining. All parameters are trained. What is not given is chosen from the
-    data and printed.
+    --pair-column); prompt and answer train a language model to answer; question, context and answer
+    a reader that finds answers in a text; source and target a language model that turns one into
+    the other; text alone (or a txt file) continues its pretraining; a conll file with a word and
+    its tag a line trains a tagger. All parameters are trained, or those of a --strategy. What is
+    not given is chosen from the data and printed.
     """
 
     data: str = "bbc_news"
     """A labelled corpus (bbc_news) or a csv, tsv, jsonl or txt file."""
     out: Path = Path("runs/finetune")
-    """Run folder: config.json, metrics.jsonl, evaluation.json, checkpoints/, best/, model/."""
+    """Run folder: config.json, metrics.jsonl, evaluation.json, checkpoints/, best/, model/ (or
+    adapter/, after adapters, prompt and prefix)."""
     resume: bool = False
     """Continue the run in `out` from its newest good checkpoint, with its saved options."""
     overwrite: bool = False
     """Begin anew: remove the run that is in `out`, and nothing else."""
     model: Annotated[str | None, arg(aliases=["--from"])] = None
-    """minilm, smollm2, a model folder or a run folder; None: minilm to classify, else smollm2."""
-    task: Literal["auto", "classification", "instruction", "text"] = "auto"
+    """minilm, smollm2, a model or run folder; None: minilm for labels and spans, else smollm2."""
+    task: Literal["auto", "classification", "instruction", "text", "tagging", "qa", "seq2seq"] = (
+        "auto"
+    )
     """What to learn; auto: from the columns of the data."""
+    head: Literal["softmax", "crf"] = "softmax"
+    """Of a tagger: each word's likeliest tag, or a CRF's likeliest row of tags."""
     validation: Path | None = None
     """File for early stopping; None: a tenth of data, chosen by content."""
     test: Path | None = None
@@ -168,9 +176,34 @@ class Finetune:
     prompt_column: str = "prompt"
     """Column with the question or instruction."""
     answer_column: str = "answer"
-    """Column with the answer."""
-    strategy: Literal["full", "head"] = "full"
-    """Train every parameter, or only the task's own layer."""
+    """Column with the answer; for qa a piece of the context, empty where it holds none."""
+    question_column: str = "question"
+    """Column with the question about a context."""
+    context_column: str = "context"
+    """Column with the text in which the answer stands."""
+    answer_start_column: str = "answer_start"
+    """Column with the answer's first character in the context, from 0; it may be missing."""
+    source_column: str = "source"
+    """Column with what is read, for seq2seq."""
+    target_column: str = "target"
+    """Column with what is written, for seq2seq."""
+    strategy: Strategy = "full"
+    """What trains: all (full; layerwise, lower blocks slower), a part (encoder, head, last_k,
+    feed_forward, bitfit), or something new (adapters, lora, prompt, prefix)."""
+    last: int = 1
+    """last_k: blocks from the top that train, at least 1."""
+    layer_decay: float = 0.8
+    """layerwise: rate of a block / rate of the block above it, in (0, 1]."""
+    adapter_width: int = 32
+    """adapters: width of each bottleneck, at least 1."""
+    rank: int = 8
+    """lora: rank of what is added to a matrix, at least 1."""
+    alpha: float = 16.0
+    """lora: what is added is scaled by alpha / rank; above 0."""
+    targets: tuple[str, ...] = ("q", "v")
+    """lora: matrices of each block, of q, k, v, qkv, out, gate, up, down."""
+    prompt_length: int = 20
+    """prompt, prefix: learned positions before the text, at least 1."""
     epochs: float | None = None
     """Passes over the training examples, above 0; None: 3, or more where there are few."""
     batch_size: int | None = None
@@ -180,7 +213,8 @@ class Finetune:
     pieces: int = 1
     """A text longer than max_length is read in up to this many pieces, not cut; at least 1."""
     learning_rate: float | None = None
-    """Peak rate, above 0; None: by the width of a classifier, 1e-4 at 384; else 5e-5."""
+    """Peak rate, above 0; None: by the width of a classifier, 1e-4 at 384; else 5e-5; of another
+    strategy than full a multiple of it."""
     patience: int | None = None
     """Evaluations without a better validation loss before stopping; 0: never; None: by the data."""
     restore_best: bool | None = None
@@ -217,6 +251,10 @@ class Generate:
     """Sample among the likeliest tokens that hold this probability, in (0, 1]; None: all."""
     samples: int = 1
     """Texts to write, 1 to 1000."""
+    beams: int = 1
+    """Above 1: beam search for the best text, with so many beams, instead of sampling; to 100."""
+    length_penalty: float = 1.0
+    """Of the search: texts are compared by log-probability / length^A; 0: the likeliest, short."""
     seed: int = 0
     """Of the sampling, 0 to 2^32 - 1."""
     device: Device = "auto"
@@ -225,7 +263,11 @@ class Generate:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Score a model on data: bits per byte of a language model, accuracy of a classifier."""
+    """Score a model on data: bits per byte of a language model, accuracy of a classifier.
+
+    Of a tagger entity F1, of a reader of answers exact match and F1, of a model that answers
+    sources BLEU and chrF.
+    """
 
     model: Positional[Path] = Path("runs/pretrain")
     """smollm2, a run folder or a model folder."""
@@ -239,6 +281,24 @@ class Evaluate:
     """Column with the second text, for a classifier of pairs."""
     label_column: str = "label"
     """Column with the class."""
+    question_column: str = "question"
+    """Column with the question, for a reader of answers."""
+    context_column: str = "context"
+    """Column with the text in which the answer stands."""
+    answer_column: str = "answer"
+    """Column with the answer, empty where the context holds none."""
+    answer_start_column: str = "answer_start"
+    """Column with the answer's first character in the context, from 0; it may be missing."""
+    source_column: str = "source"
+    """Column with what is read, for a model that was tuned with --task seq2seq."""
+    target_column: str = "target"
+    """Column with the true answer to it."""
+    beams: int = 1
+    """Beams with which such a model searches its answers, 1 to 100; 1: the likeliest next token."""
+    length_penalty: float = 1.0
+    """Of the search: texts are compared by log-probability / length^A."""
+    max_new_tokens: int = 200
+    """Tokens of such an answer, at least 1."""
     context_length: int | None = None
     """Tokens at once, at least 1; None: as the model was tuned, else what it can read, to 1024."""
     batch_size: int = 16
@@ -253,16 +313,16 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Classify:
-    """Apply a fine-tuned classifier to new texts."""
+    """Apply a fine-tuned classifier or tagger to new texts."""
 
     model: Positional[Path] = Path("runs/finetune")
-    """A run folder or a model folder that holds a classifier."""
+    """A run folder or a model folder that holds a classifier or a tagger."""
     text: tuple[str, ...] = ()
     """Texts to classify; or give data."""
     data: Path | None = None
     """A csv, tsv or jsonl file with a column of texts, or a txt file with a text in each line."""
     out: Path | None = None
-    """CSV file to write: text, class, probability; None: print them."""
+    """CSV file to write: text, class, probability (a tagger: words and tags); None: print them."""
     text_column: str = "text"
     """Column with the text."""
     pair_column: str | None = None
@@ -274,7 +334,7 @@ class Classify:
     device: Device = "auto"
     """Where to run."""
     json: bool = False
-    """Print a line of JSON a text, with the probability of every class."""
+    """Print a line of JSON a text, with the probability of every class, or the entities."""
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ from labkit.training.config import TrainConfig
 from labkit.training.distributed.data import first, whole
 from labkit.training.loop import train
 from labkit.training.records import Result
-from labkit.training.run_folder import began, begin, check_free, check_same, model_folder
+from labkit.training.run_folder import began, begin, check_free, check_same, whole_model_folder
 
 #: Documents that are tokenized together, in parallel.
 DOCUMENTS_AT_A_TIME = 256
@@ -225,14 +225,14 @@ def _check(options: Pretrain) -> None:
     if options.init is None:
         model_config(options, max(options.vocab_size, 1))
     else:
-        model_folder(options.init)
+        whole_model_folder(options.init)
 
 
 def _write_data(options: Pretrain, folder: Path) -> Tokenizer:
     if options.tokenizer is not None:
         tokenizer = Tokenizer.from_pretrained(options.tokenizer)
     elif options.init is not None:
-        tokenizer = Tokenizer.from_pretrained(model_folder(options.init))
+        tokenizer = Tokenizer.from_pretrained(whole_model_folder(options.init))
     else:
         tokenizer = train_bpe(_tokenizer_texts(options), options.vocab_size)
     tokenizer.save(folder / "tokenizer")
@@ -288,7 +288,7 @@ def _build(options: Pretrain, vocab_size: int) -> nn.Module:
     if options.init is None:
         torch.manual_seed(options.train.seed)
         return Transformer(model_config(options, vocab_size))
-    folder = model_folder(options.init)
+    folder = whole_model_folder(options.init)
     model: Any = open_lm(folder)
     longest, known = context_length(model), model.config.vocab_size
     if options.context_length > longest:

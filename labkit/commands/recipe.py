@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from labkit.commands.options import Finetune
+from labkit.commands.options import Finetune, check
 from labkit.commands.tasks import Task
 from labkit.models.config import context_length
 from labkit.text.tokenizers import Tokenizer
@@ -27,10 +27,21 @@ FEWEST_UPDATES = 150
 EPOCHS = 3.0
 #: From here on a batch of 32; below it a batch of 16 gives twice the updates of an epoch.
 MANY_EXAMPLES = 2000
+#: Tasks of labels: few examples want more updates.
+LABELS = ("classification", "tagging")
+#: Tasks that put a new layer on an encoder, which wants a higher rate.
+HEADED = (*LABELS, "qa")
 #: Most tokens that are read of a text, unless asked for more.
-MOST_TOKENS = {"classification": 256, "instruction": 512, "text": 256}
+MOST_TOKENS = {
+    "classification": 256, "instruction": 512, "text": 256, "tagging": 256, "qa": 256,
+    "seq2seq": 512,
+}  # fmt: skip
 #: Adam's peak rate for a classifier of this width; others in inverse proportion.
 RATE, WIDTH = 1e-4, 384
+#: Peak rate of a strategy / that of full fine-tuning. On trust, until a sweep has settled them.
+TIMES = {"bitfit": 10.0, "adapters": 10.0, "lora": 10.0}
+#: Peak rate where nothing pretrained trains.
+OWN_RATE = {"head": 1e-3, "prompt": 1e-2, "prefix": 1e-2}
 #: Fewer validation examples than these do not tell weights apart: the last ones are kept.
 ENOUGH_TO_CHOOSE = 50
 #: Validation at most so often in a run.
@@ -71,8 +82,13 @@ def sizes(
     if length is None:
         length = min(_length(task, tokenizer), MOST_TOKENS[task.kind])
     if rate is None:
-        rate = _rate(options.strategy, task, model)
-    return Sizes(batch_size, min(length, context_length(model)), rate)
+        rate = OWN_RATE.get(options.strategy) or _rate(task, model)
+        rate = float(f"{TIMES.get(options.strategy, 1.0) * rate:.1e}")
+    room = context_length(model)
+    if options.strategy in ("prompt", "prefix"):
+        room -= options.prompt_length
+        check(room >= 2, options, "prompt_length", f"at most {room + options.prompt_length - 2}")
+    return Sizes(batch_size, min(length, room), rate)
 
 
 def recipe(options: Finetune, chosen: Sizes, train: int, validation: int, kind: str) -> Recipe:
@@ -87,11 +103,11 @@ def recipe(options: Finetune, chosen: Sizes, train: int, validation: int, kind: 
     per_epoch = -(-train // chosen.batch_size)
     epochs = options.epochs
     if epochs is None:
-        fewest = FEWEST_UPDATES if kind == "classification" else 0
+        fewest = FEWEST_UPDATES if kind in LABELS else 0
         epochs = max(EPOCHS, fewest / per_epoch)
     steps = max(1, math.ceil(epochs * per_epoch))
     eval_every = max(1, per_epoch // 2, steps // EVALUATIONS)
-    choose = kind != "classification" or validation >= ENOUGH_TO_CHOOSE
+    choose = kind not in LABELS or validation >= ENOUGH_TO_CHOOSE
     patience = options.patience
     if patience is None:
         patience = max(3, steps // eval_every // 4) if choose else 0
@@ -106,10 +122,8 @@ def recipe(options: Finetune, chosen: Sizes, train: int, validation: int, kind: 
     )
 
 
-def _rate(strategy: str, task: Task, model: nn.Module) -> float:
-    if strategy != "full":
-        return 1e-3
-    if task.kind != "classification":
+def _rate(task: Task, model: nn.Module) -> float:
+    if task.kind not in HEADED:
         return 5e-5
     config: Any = getattr(model, "config", None)
     width = getattr(config, "hidden_size", None) or getattr(config, "d_model", None) or 768
@@ -120,12 +134,12 @@ def _length(task: Task, tokenizer: Tokenizer) -> int:
     """What nine of ten training examples need, in tokens, rounded up to eights."""
     rows = np.random.default_rng(0).permutation(len(task.texts["train"]))[:TEXTS_TO_MEASURE]
     parts = [task.texts["train"]]
-    if task.kind == "instruction":
+    if task.kind in ("instruction", "seq2seq"):
         parts.append(task.answers["train"])
     if task.pairs:
         parts.append(task.pairs["train"])
     lengths = np.zeros(len(rows))
     for part in parts:
         lengths += [len(ids) for ids in tokenizer.encode_batch([part[i] for i in rows])]
-    needed = int(np.quantile(lengths, 0.9 if task.kind == "classification" else 1.0)) + 8
+    needed = int(np.quantile(lengths, 0.9 if task.kind in LABELS else 1.0)) + 8
     return max(16, -(-needed // 8) * 8)

@@ -3,10 +3,14 @@
 columns text, label      -> classification     text -> class; with a pair column, two texts -> class
 columns prompt, answer   -> instruction        prompt -> answer
 column text              -> text               each document is continued
+a word and a tag a line  -> tagging            words -> tags (`tagging`)
+columns question, context, answer -> qa        where the answer stands in the context (`questions`)
+columns source, target   -> seq2seq            source -> target (`answers`)
 """
 
 import dataclasses
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +18,7 @@ from typing import Any
 from labkit.commands.options import Finetune
 from labkit.commands.shell import note
 from labkit.errors import LabError
-from labkit.text import corpora, files
+from labkit.text import conll, corpora, files
 from labkit.text.cleaning import collapse_whitespace, split_by_hash
 from labkit.text.corpora import SPLITS
 
@@ -24,13 +28,13 @@ class Task:
     """What is learned from what."""
 
     kind: str
-    """classification, instruction or text."""
+    """classification, instruction, text, tagging, qa or seq2seq."""
     classes: list[str]
-    """Names of the classes; empty for a language model."""
+    """Names of the classes or tags; empty for a language model."""
     texts: dict[str, list[str]]
     """By split: what the model reads first (a text or a prompt)."""
     answers: dict[str, list[Any]]
-    """By split: class ids, answers, or nothing."""
+    """By split: class ids, answers, rows with tags, or nothing."""
     pairs: dict[str, list[str]] = field(default_factory=dict)
     """By split: the second text of each pair; empty where a class is of one text."""
 
@@ -51,8 +55,21 @@ def read(options: Finetune) -> Task:
     Raises:
         LabError: a file, a column or a label cannot be used.
     """
+    from labkit.commands import answers, questions  # they make tasks, too
+
     kind = options.task if options.task != "auto" else _kind(options)
-    readers = {"classification": _labelled, "instruction": _instructions, "text": _documents}
+    if options.head != "softmax" and kind != "tagging":
+        raise LabError(
+            f"head {options.head} is of taggers, this task is {kind}: give --task tagging"
+        )
+    readers = {
+        "classification": _labelled,
+        "instruction": _instructions,
+        "text": _documents,
+        "tagging": _tagged,
+        "qa": questions.read,
+        "seq2seq": answers.read,
+    }
     task = readers[kind](options)
     return _apart(task, options) if _files(options) else task
 
@@ -69,7 +86,9 @@ def _apart(task: Task, options: Finetune) -> Task:
         keys: list[Any] = [collapse_whitespace(text) for text in rows]
         if task.kind == "instruction":  # one prompt may have many answers
             keys = list(zip(keys, map(collapse_whitespace, answers[split]), strict=True))
-        if pairs:
+        if task.kind == "qa":  # a context is in one part, whatever is asked
+            keys = [collapse_whitespace(context) for context in pairs[split]]
+        elif pairs:
             keys = list(zip(keys, map(collapse_whitespace, pairs[split]), strict=True))
         kept = [i for i, key in enumerate(keys) if key not in seen]
         seen |= set(keys)
@@ -97,11 +116,17 @@ def _kind(options: Finetune) -> str:
     if _named(options.data):
         columns = corpora.load(options.data)["train"].column_names
         return "classification" if "label" in columns else "text"
+    if Path(options.data).suffix.lower() in conll.SUFFIXES:
+        return "tagging"
     if Path(options.data).suffix.lower() not in (".csv", ".tsv", ".jsonl"):
         return "text"
     columns = next(files.iterate_rows(options.data))
     if options.label_column in columns:
         return "classification"
+    if options.question_column in columns and options.context_column in columns:
+        return "qa"
+    if options.source_column in columns and options.target_column in columns:
+        return "seq2seq"
     if options.answer_column in columns:
         return "instruction"
     if others := [name for name in columns if name != options.text_column]:
@@ -126,6 +151,37 @@ def _files(options: Finetune) -> dict[str, Path]:
 def _shares(options: Finetune) -> dict[str, float]:
     """Of `data`: a tenth for each split that has no file of its own."""
     return {split: 0.0 if split in _files(options) else 0.1 for split in SPLITS[1:]}
+
+
+def file_splits(
+    options: Finetune,
+    read: Callable[[str | Path], list[tuple[Any, ...]]],
+    key: Callable[[tuple[Any, ...]], str],
+) -> dict[str, list[tuple[Any, ...]]]:
+    """Rows of one's own files in three splits; rows of the same key are in the same one.
+
+    Args:
+        options: which files.
+        read: a file -> its rows.
+        key: a row -> what decides its split.
+
+    Raises:
+        LabError: the data are a corpus, or a split is left without a row.
+    """
+    if _named(options.data):
+        raise LabError(
+            f"{options.data} has no rows of task {options.task}: give a csv, tsv or jsonl file"
+        )
+    rows = read(options.data)
+    positions = split_by_hash([key(row) for row in rows], seed=0, **_shares(options))
+    splits = {split: [rows[i] for i in positions[split]] for split in SPLITS}
+    splits |= {split: read(file) for split, file in _files(options).items()}
+    if empty := [split for split in SPLITS if not splits[split]]:
+        raise LabError(
+            f"{options.data} has {len(rows)} examples, which leaves none for {empty[0]}: give more,"
+            " or a file for --validation and --test"
+        )
+    return splits
 
 
 def _labelled(options: Finetune) -> Task:
@@ -179,7 +235,12 @@ def _bring_back(task: Task, label: int, drawn: list[str], options: Finetune) -> 
     raise LabError(f"class {name!r} of {options.data} has no training example: give it more rows")
 
 
-def _cells(path: str | Path, rows: list[dict[str, Any]], column: str) -> list[str]:
+def cells(path: str | Path, rows: list[dict[str, Any]], column: str) -> list[str]:
+    """One column of rows as text without spaces around it, none empty.
+
+    Raises:
+        LabError: a row has nothing there.
+    """
     for number, row in enumerate(rows, start=1):
         if not str(row.get(column) or "").strip():
             raise LabError(
@@ -220,7 +281,7 @@ def _instructions(options: Finetune) -> Task:
 def _pairs(path: str | Path, options: Finetune) -> tuple[list[str], list[str]]:
     rows = files.rows(path)
     columns = (options.prompt_column, options.answer_column)
-    prompts, replies = (_cells(path, rows, column) for column in columns)
+    prompts, replies = (cells(path, rows, column) for column in columns)
     return prompts, replies
 
 
@@ -232,3 +293,9 @@ def _documents(options: Finetune) -> Task:
     for split, file in _files(options).items():
         texts[split] = list(corpora.load_text(file, column)["text"])
     return Task("text", [], texts, {split: [] for split in SPLITS})
+
+
+def _tagged(options: Finetune) -> Task:
+    from labkit.commands.tagging import read_task  # which reads `Task` from here
+
+    return read_task(options)

@@ -90,8 +90,9 @@ class _Decoder(NamedTuple):
 def is_plain(model: Transformer) -> bool:
     """Whether a `TokenStep` computes what the model computes.
 
-    Not if a layer was replaced or wrapped (an adapter, a parametrisation, a quantised product), or
-    if somebody listens to a module with a hook: a step calls no modules at all.
+    Not if a layer was replaced or wrapped (a parametrisation, a quantised product), if somebody
+    listens to a module with a hook (LoRA, adapters), or if a prompt or prefix stands before the
+    text: a step calls no modules at all.
     """
     pre, norm = model.config.norm_position == "pre", type(make_norm(model.config))
     around = {
@@ -120,7 +121,8 @@ def is_plain(model: Transformer) -> bool:
         type(block) is Block and not block.reads_source and known(block, in_block)
         for block in model.blocks
     )
-    return known(model, around) and all(blocks) and not heard
+    plain = model.before is None and not heard
+    return known(model, around) and all(blocks) and plain
 
 
 class TokenStep:

@@ -3,6 +3,8 @@ from . import attention as attention
 from . import baselines as baselines
 from . import config as config
 from . import counts as counts
+from . import crf as crf
+from . import cross_weights as cross_weights
 from . import dropout as dropout
 from . import encoder_decoder as encoder_decoder
 from . import experts as experts
@@ -11,6 +13,8 @@ from . import kv_cache as kv_cache
 from . import layers as layers
 from . import ngrams as ngrams
 from . import positions as positions
+from . import spans as spans
+from . import tagger as tagger
 from . import transformer as transformer
 from .attention import CrossAttention as CrossAttention
 from .attention import MultiHeadAttention as MultiHeadAttention
@@ -31,6 +35,10 @@ from .counts import forward_flops as forward_flops
 from .counts import measure_flops as measure_flops
 from .counts import parameters as parameters
 from .counts import parameters_by_part as parameters_by_part
+from .crf import Constraints as Constraints
+from .crf import LinearChainCRF as LinearChainCRF
+from .crf import bio_constraints as bio_constraints
+from .cross_weights import cross_attention_by_hand as cross_attention_by_hand
 from .dropout import Dropout as Dropout
 from .encoder_decoder import EncoderDecoder as EncoderDecoder
 from .encoder_decoder import shift_right as shift_right
@@ -52,6 +60,11 @@ from .positions import Rotary as Rotary
 from .positions import rotary_table as rotary_table
 from .positions import rotate as rotate
 from .positions import sinusoidal as sinusoidal
+from .spans import SpanOutput as SpanOutput
+from .spans import SpanReader as SpanReader
+from .tagger import Tagger as Tagger
+from .tagger import is_tagger as is_tagger
+from .tagger import open_tagger as open_tagger
 from .transformer import Output as Output
 from .transformer import Transformer as Transformer
 from .transformer import blocks as blocks

@@ -197,10 +197,13 @@ class TransformerConfig:
 def context_length(model: Any) -> int:
     """The longest sequence that a labkit or transformers model reads, in tokens.
 
-    A model without a config, or whose config names no limit, reads any length: `sys.maxsize`.
+    A model without a config, or whose config names no limit, reads any length: `sys.maxsize`. What
+    a learned prompt or prefix takes (`adapting.prompts`) is not there for the text.
     """
     config = getattr(model, "config", None)
+    base = getattr(model, getattr(model, "base_model_prefix", ""), model)
+    learned = getattr(getattr(base, "before", None), "length", 0)
     for name in ("context_length", "max_position_embeddings", "n_positions"):
         if isinstance(length := getattr(config, name, None), int):
-            return length
+            return length - learned
     return sys.maxsize

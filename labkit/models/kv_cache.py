@@ -77,3 +77,25 @@ class KVCache:
     def advance(self, positions: int) -> None:
         """Count T new positions as read, once every layer has appended them."""
         self.length += positions
+
+    def keep_rows(self, rows_B: Tensor) -> None:
+        """Row b becomes what row rows_B[b] was, in place; their number may change.
+
+        For beam search, whose texts change places. The source's keys and values come along.
+
+        Args:
+            rows_B: indices of rows, in any order, with or without repetition.
+        """
+        held = torch.arange(len(self.keys[0]), device=rows_B.device)
+        if torch.equal(rows_B, held):
+            return
+        for tensors in (self.keys, self.values):
+            for layer, old in enumerate(tensors):
+                written = old[:, :, : self.length].index_select(0, rows_B)
+                new = old if len(rows_B) == len(old) else old.new_zeros(len(rows_B), *old.shape[1:])
+                new[:, :, : self.length] = written
+                tensors[layer] = new
+        self.source = {
+            layer: (k.index_select(0, rows_B), v.index_select(0, rows_B))
+            for layer, (k, v) in self.source.items()
+        }

@@ -14,9 +14,10 @@ et al. 2019 (BERT: post-norm, pooler, masked-LM transform); Touvron et al. 2023 
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -72,6 +73,8 @@ class Transformer(nn.Module):
     sines: Tensor
     rotary_cos: Tensor
     rotary_sin: Tensor
+    before: nn.Module | None
+    """What every text is read after: a learned prompt or prefix (`adapting.prompts`), or None."""
 
     def __init__(self, config: TransformerConfig, cross_attention: bool = False):
         super().__init__()
@@ -82,6 +85,7 @@ class Transformer(nn.Module):
             )
         self.config = config
         self.gradient_checkpointing = False
+        self.register_module("before", None)
         D = config.d_model
         self.embedding = nn.Embedding(config.vocab_size, D)
         self.positions = (
@@ -165,6 +169,8 @@ class Transformer(nn.Module):
         Raises:
             LabError: The sequence is longer than context_length, or the masks do not fit.
         """
+        if cache is not None and self.config.kind == "encoder":
+            raise LabError("an encoder sees the whole sequence at once and has no use for a cache")
         hidden_BTD = self._hidden(
             input_ids, attention_mask, position_ids, document_ids, token_type_ids, cache, source
         )
@@ -209,11 +215,12 @@ class Transformer(nn.Module):
     def new_cache(self, batch_size: int, capacity: int | None = None) -> KVCache:
         """An empty cache for generation; `capacity` in positions, None: context_length."""
         weight = next(self.blocks.parameters())
+        room = None if capacity is None else capacity + _learned(self.before)
         return KVCache(
             self.config.num_layers,
             batch_size,
             self.config.kv_heads,
-            self.config.context_length if capacity is None else capacity,
+            self.config.context_length if room is None else room,
             self.config.head_width,
             dtype=_compute_dtype(weight),
             device=weight.device,
@@ -229,20 +236,26 @@ class Transformer(nn.Module):
         cache: KVCache | None = None,
         source: Source | None = None,
     ) -> Tensor:
-        self._check_input(input_ids, attention_mask, document_ids, cache)
-        length, past = input_ids.shape[1], cache.length if cache else 0
+        x_BTD = self.embedding(input_ids)
+        if self.before is not None:
+            x_BTD, attention_mask, position_ids, cache = self.before(
+                x_BTD, attention_mask, position_ids, cache
+            )
+        self._check_input(x_BTD, attention_mask, document_ids, cache)
+        length, past = x_BTD.shape[1], cache.length if cache else 0
         decoder = self.config.kind == "decoder"
         if position_ids is None and attention_mask is not None and decoder:
             position_ids = (attention_mask.long().cumsum(1) - 1).clamp(min=0)[:, -length:]
         where = slice(past, past + length) if position_ids is None else position_ids
 
-        x_BTD = self.embedding(input_ids)
         if self.positions is not None:
             x_BTD = x_BTD + self.positions.weight[where]
         elif self.config.position == "sinusoidal":
             x_BTD = x_BTD + self.sines[where]
         if self.token_types is not None:
             kinds = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+            if length > kinds.shape[1]:
+                kinds = F.pad(kinds, (length - kinds.shape[1], 0))
             x_BTD = x_BTD + self.token_types(kinds)
         x_BTD = self.dropout(self.embedding_norm(x_BTD))
 
@@ -250,7 +263,7 @@ class Transformer(nn.Module):
         if self.config.position == "rotary":
             dtype = _compute_dtype(x_BTD)
             rotary = (self.rotary_cos[where].to(dtype), self.rotary_sin[where].to(dtype))
-        mask, causal = _visible(input_ids, attention_mask, document_ids, past, decoder)
+        mask, causal = _visible(x_BTD, attention_mask, document_ids, past, decoder)
         for layer, block in enumerate(self.blocks):
             arguments = (x_BTD, mask, causal, rotary, cache, layer, source)
             if self.gradient_checkpointing and torch.is_grad_enabled():
@@ -259,6 +272,9 @@ class Transformer(nn.Module):
                 x_BTD = block(*arguments)
         if cache is not None:
             cache.advance(length)
+        if length > input_ids.shape[1] and self.pooler is None:
+            # Nothing is predicted at a prompt; a pooler reads the first position, as in `peft`.
+            x_BTD = x_BTD[:, -input_ids.shape[1] :]
         return self.final_norm(x_BTD)
 
     def _head_input(self, hidden_BTD: Tensor) -> Tensor:
@@ -274,17 +290,19 @@ class Transformer(nn.Module):
 
     def _check_input(
         self,
-        input_ids: Tensor,
+        x_BTD: Tensor,
         attention_mask: Tensor | None,
         document_ids: Tensor | None,
         cache: KVCache | None,
     ) -> None:
-        batch, length = input_ids.shape
+        batch, length = x_BTD.shape[:2]
         total = length + (cache.length if cache else 0)
         if total > self.config.context_length:
+            learned = _learned(self.before)
             raise LabError(
-                f"the sequence has {total} tokens and context_length is"
-                f" {self.config.context_length}; shorten it or build a model with a longer context"
+                f"the sequence has {total} tokens{f', {learned} of them learned,' * bool(learned)}"
+                f" and context_length is {self.config.context_length}; shorten it or build a model"
+                " with a longer context"
             )
         if attention_mask is not None and attention_mask.shape != (batch, total):
             raise LabError(
@@ -293,8 +311,8 @@ class Transformer(nn.Module):
             )
         if document_ids is not None and cache is not None:
             raise LabError("document_ids pack training sequences; a cache generates: give only one")
-        if cache is not None and self.config.kind == "encoder":
-            raise LabError("an encoder sees the whole sequence at once and has no use for a cache")
+        if self.before is not None and document_ids is not None:
+            raise LabError("document_ids pack sequences, a prompt or prefix stands before each one")
 
 
 def blocks(model: nn.Module) -> nn.ModuleList:
@@ -309,22 +327,27 @@ def blocks(model: nn.Module) -> nn.ModuleList:
     return max(stacks, key=len, default=nn.ModuleList())
 
 
+def _learned(before: Any) -> int:
+    """Positions that a prompt or prefix takes."""
+    return 0 if before is None else before.length
+
+
 def _visible(
-    input_ids: Tensor,
+    x_BTD: Tensor,
     attention_mask: Tensor | None,
     document_ids: Tensor | None,
     past: int,
     decoder: bool,
 ) -> tuple[Tensor | None, bool]:
     """The mask that attention needs, or None, and whether the plain causal kernel is enough."""
-    length = input_ids.shape[1]
+    length = x_BTD.shape[1]
     parts = []
     if attention_mask is not None:
         parts.append(padding_mask(attention_mask))
     if document_ids is not None:
         parts.append(document_mask(document_ids))
     if decoder and length > 1 and (parts or past):
-        parts.append(causal_mask(length, past + length, input_ids.device))
+        parts.append(causal_mask(length, past + length, x_BTD.device))
     if not parts:
         return None, decoder and length > 1
     mask = parts[0]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from labkit.errors import LabError
+from labkit.models.adapting.strategies import rate_scales
 from labkit.optim.adamw8bit import AdamW8bit
 from labkit.optim.muon import Muon
 
@@ -30,19 +31,25 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
         weight_decay: lambda of decoupled decay, 0 or more.
 
     Returns:
-        Groups for a torch optimiser (an empty one is left out).
+        Groups for a torch optimiser (an empty one is left out). The rate of a group is that of the
+        run times its `lr_scale`: 1, but where the strategy is layerwise.
 
     Raises:
         LabError: nothing is trainable.
     """
-    trainable = [p for p in model.parameters() if p.requires_grad]
+    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not trainable:
         raise LabError("the model has 0 trainable parameters: at least 1 is needed, see strategies")
-    groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
+    scales = rate_scales(model)
+    groups: dict[tuple[float, bool], dict] = {}
+    for matrix in (True, False):
+        for name, p in trainable:
+            if (p.ndim >= 2) != matrix:
+                continue
+            scale = scales.get(name, 1.0)
+            group = {"params": [], "weight_decay": weight_decay if matrix else 0.0}
+            groups.setdefault((scale, matrix), group | {"lr_scale": scale})["params"].append(p)
+    return list(groups.values())
 
 
 def build(

@@ -306,6 +306,17 @@ def bible_pairs(validation: float = 0.1, test: float = 0.1, seed: int = 0) -> Da
     return _split(whole, keys, validation, test, seed)
 
 
+def bible_books() -> list[str]:
+    """The 66 books, as the column "book" names them, in canonical order."""
+    return _bible_titles("web_bible")
+
+
+def bible_verses() -> list[tuple[int, str, str]]:
+    """(verse_id, verse of King James, verse of the World English Bible) where both have one."""
+    old, new = _bible_verses("kjv_bible"), _bible_verses("web_bible")
+    return [(verse_id, old[verse_id], new[verse_id]) for verse_id in old if verse_id in new]
+
+
 def duplicates(name: str = "bbc_news") -> Duplicates:
     """How many documents of a corpus were dropped as duplicates before the split.
 

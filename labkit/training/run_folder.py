@@ -6,6 +6,7 @@ runs/<name>/
     checkpoints/      step-N/, enough to resume to the bit (see `checkpoint`)
     best/             weights of the best evaluation
     model/            opens with transformers.AutoModel*.from_pretrained (written at the end)
+    adapter/          what a strategy trained, where that is little (see `adapting.saving`)
     data/, evaluation.json, errors.csv        what a command adds
 
 `labkit generate` and `labkit evaluate` take the folder as it is, whether a command or a call of
@@ -29,7 +30,12 @@ from torch import Tensor, nn
 from labkit import runtime
 from labkit.atomic import claim, write_json, write_text
 from labkit.errors import LabError
-from labkit.models.huggingface.saving import expressible, save_pretrained
+from labkit.models.adapting import strategies
+from labkit.models.adapting.lora import merged
+from labkit.models.adapting.peft_format import task_type
+from labkit.models.adapting.saving import is_adapter, read_adapter, save_adapter
+from labkit.models.adapting.settings import INSEPARABLE, SMALL
+from labkit.models.huggingface.saving import expressible, save_pretrained, save_tokenizer
 from labkit.text import pretrained
 from labkit.training import checkpoint
 from labkit.training.config import FREE_ON_RESUME, TrainConfig
@@ -39,7 +45,7 @@ from labkit.training.records import Progress, Record
 #: What a run writes into its folder, besides its lock.
 ENTRIES = (
     "config.json", "metrics.jsonl", "evaluation.json", "errors.csv", "data", "checkpoints", "best",
-    "model",
+    "model", "adapter",
 )  # fmt: skip
 
 
@@ -152,6 +158,8 @@ def check_same(given: dict[str, Any], saved: dict[str, Any], out: Path) -> None:
 def model_folder(name: str | Path) -> Path:
     """The folder with the weights: minilm, smollm2, a model folder, or `model/` of a run folder.
 
+    Of a run whose result no plain model computes it is `adapter/`; an adapter's folder is one, too.
+
     Raises:
         LabError: there is no model; the message says what is there instead.
     """
@@ -160,6 +168,10 @@ def model_folder(name: str | Path) -> Path:
     path = Path(name)
     if (path / "model" / "config.json").is_file():
         return path / "model"
+    if is_adapter(path / "adapter"):
+        return path / "adapter"
+    if is_adapter(path):
+        return path
     if (path / "checkpoints").is_dir():
         raise LabError(
             f"the run in {path} holds no model/: it has not finished (continue it with --resume), "
@@ -170,6 +182,22 @@ def model_folder(name: str | Path) -> Path:
     if not (path / "config.json").is_file():
         raise LabError(f"{path} holds no config.json: give a run folder or a model folder")
     return path
+
+
+def whole_model_folder(name: str | Path) -> Path:
+    """`model_folder`, where training is to begin: not an adapter, whose base would be trained.
+
+    Raises:
+        LabError: there is no model, or an adapter instead of one.
+    """
+    folder = model_folder(name)
+    if is_adapter(folder):
+        base = read_adapter(folder).get("base_model_name_or_path")
+        raise LabError(
+            f"{name} holds an adapter for {base}, and training begins from a whole model: give "
+            "that one, or a run of another strategy"
+        )
+    return folder
 
 
 class RunFolder:
@@ -312,15 +340,27 @@ class RunFolder:
         self._log = file.open("a", buffering=1)
 
     def export(self, model: nn.Module, tokenizer: Any = None) -> None:
-        """Write model/: the trained weights, and the tokenizer beside them.
+        """Write model/: the trained weights, LoRA folded in, and the tokenizer beside them.
 
-        Nothing is written without `out`, or where no transformers class can express the model.
+        adapter/ holds what a strategy trained, where that is little; where no plain model computes
+        the same, it stands alone, with the tokenizer. Nothing is written without `out`, and model/
+        not where no transformers class can express the model.
         """
-        if self.path is None or not expressible(model):
+        strategy = strategies.of(model)
+        small = strategy is not None and strategy.name in SMALL
+        alone = strategy is not None and strategy.name in INSEPARABLE
+        if self.path is None or not (small or expressible(model)):
             return
         full = whole(model, self.here, self.config.parallel)  # all ranks: FSDP gathers
-        if self.here.rank == 0:
-            with claim(self.path / "model", replace=True) as folder:
+        if self.here.rank:
+            return
+        if small:
+            with claim(self.path / "adapter", replace=True) as folder:
+                save_adapter(full, folder)
+                if alone:
+                    save_tokenizer(tokenizer, folder, task_type(full) == "CAUSAL_LM")
+        if not alone and expressible(full):
+            with claim(self.path / "model", replace=True) as folder, merged(full):
                 save_pretrained(full, folder, tokenizer)
 
     def close(self) -> None:

@@ -106,7 +106,7 @@ class Update:
             schedule=self.config.schedule,
         )
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("lr_scale", 1.0)
         return rate
 
     def _add_up_gradients(self, number: int) -> list[float]:

@@ -1,4 +1,16 @@
+from . import adapters as adapters
+from . import lora as lora
 from . import mean_block as mean_block
 from . import merging as merging
+from . import peft_format as peft_format
+from . import places as places
+from . import prompts as prompts
+from . import saving as saving
+from . import settings as settings
 from . import strategies as strategies
 from .mean_block import add_mean_block as add_mean_block
+from .saving import load_adapter as load_adapter
+from .saving import save_adapter as save_adapter
+from .settings import Strategy as Strategy
+from .strategies import apply as apply
+from .strategies import merge as merge

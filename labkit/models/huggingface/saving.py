@@ -37,6 +37,7 @@ from labkit.models.huggingface.weights import (
     with_position_tables,
     with_prefix,
 )
+from labkit.models.spans import SpanReader
 from labkit.models.transformer import Transformer
 from labkit.text.tokenizers import Tokenizer
 
@@ -82,6 +83,8 @@ def knows(folder: Path) -> bool:
 
 def expressible(model: nn.Module) -> bool:
     """Whether `save_pretrained` can write a model: a transformers class computes the same."""
+    if isinstance(model, SpanReader):
+        model = model.encoder
     if not isinstance(model, Transformer | EncoderDecoder):
         return hasattr(model, "save_pretrained")
     try:
@@ -115,6 +118,8 @@ def save_pretrained(model: nn.Module, folder: str | Path, tokenizer: Any = None)
         LabError: No transformers class can express the shape.
     """
     folder = Path(folder)
+    if isinstance(model, SpanReader):
+        model = model.to_huggingface()
     if isinstance(model, Transformer | EncoderDecoder):
         theirs = transformers_model(model)
         theirs.config.labkit = dataclasses.asdict(model.config)
@@ -126,12 +131,12 @@ def save_pretrained(model: nn.Module, folder: str | Path, tokenizer: Any = None)
             extra = {f"classifier.{k}": v for k, v in model.classifier.state_dict().items()}
             save_file(load_file(path) | extra, path, metadata={"format": "pt"})
         writes = model.config.kind != "encoder"
-        _save_tokenizer(tokenizer, folder, writes, model.config.context_length)
+        save_tokenizer(tokenizer, folder, writes, model.config.context_length)
     else:
         _name_tokens(model, tokenizer, replace=False)
         with _no_bar():
             model.save_pretrained(folder)  # type: ignore[operator]
-        _save_tokenizer(tokenizer, folder, model.can_generate())  # type: ignore[operator]
+        save_tokenizer(tokenizer, folder, model.can_generate())  # type: ignore[operator]
     return folder
 
 
@@ -164,6 +169,8 @@ def _name_tokens(model: Any, tokenizer: Any, replace: bool) -> None:
         )
         text = turn
     ids = {"bos_token_id": begin, "eos_token_id": turn, "pad_token_id": pad}
+    if getattr(model.config, "is_encoder_decoder", False):  # as `batches.source_target` begins one
+        ids["decoder_start_token_id"] = text
     for name, value in ids.items():
         if replace or getattr(model.config, name, None) is None:
             setattr(model.config, name, value)
@@ -175,7 +182,7 @@ def _name_tokens(model: Any, tokenizer: Any, replace: bool) -> None:
             setattr(generation, name, value)
 
 
-def _save_tokenizer(
+def save_tokenizer(
     tokenizer: Any, folder: Path, writes: bool, context_length: int | None = None
 ) -> None:
     """Put the tokenizer beside the model; one that `writes` gets a chat template in any case."""

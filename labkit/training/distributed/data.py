@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from labkit import runtime
 from labkit.batches import Batch
+from labkit.models.adapting import strategies
 from labkit.models.encoder_decoder import EncoderDecoder
 from labkit.models.transformer import Transformer, blocks
 from labkit.objectives.tasks import Objective
@@ -108,5 +109,7 @@ def whole(model: nn.Module, here: runtime.World, parallel: str) -> nn.Module:
     if here.rank:
         return model
     fresh: Any = type(model)(model.config)  # pyright: ignore[reportCallIssue]
+    if (strategy := strategies.of(model)) is not None:
+        strategies.apply(fresh, strategy)
     checkpoint.load_model(fresh, tensors)
     return fresh.eval()
