@@ -1,5 +1,6 @@
 """runtime: devices, precision, random numbers, ranks."""
 
+import random
 import subprocess
 import sys
 
@@ -74,3 +75,27 @@ def test_peak_memory_is_that_of_the_process_not_of_its_parent():
 @pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")
 def test_freed_memory_is_kept_on_linux():
     assert runtime.keep_freed_memory()
+
+
+@pytest.mark.parametrize(
+    ("fp32", "bf16", "expected"), [(2.0, 0.8, "bf16"), (2.0, 1.9, "fp32"), (2.0, 300.0, "fp32")]
+)
+def test_other_programs_do_not_change_the_number_format(monkeypatch, fp32, bf16, expected):
+    """Two thirds of the products are disturbed, by up to fifty times what they take alone."""
+    chance, now, asked = random.Random(0), [0.0], []
+
+    def mm(a, b):
+        own = fp32 if a.dtype == torch.float32 else bf16
+        asked.append(a.dtype)
+        now[0] += own * (1 if len(asked) % 6 > 3 else chance.uniform(1, 50))
+        return a
+
+    monkeypatch.setattr(torch, "mm", mm)
+    monkeypatch.setattr(runtime.time, "perf_counter", lambda: now[0])
+    runtime._probed_precision.cache_clear()
+    try:
+        assert runtime.pick_precision("cpu") == expected
+    finally:
+        runtime._probed_precision.cache_clear()
+    if bf16 > 10 * fp32:
+        assert len(asked) < 24  # emulated products are not repeated for long
