@@ -67,7 +67,9 @@ def test_a_few_positions_at_a_time_are_the_same(monkeypatch):
     model, batches = tiny_model().eval(), ragged_batches()
     whole = token_nats(model, batches.evaluation_batches())
     monkeypatch.setattr(language, "CHUNK", 3)
-    assert_close(token_nats(model, batches.evaluation_batches()), whole)
+    # The last bit of a product may depend on its size: it does on CPUs with avx512_bf16.
+    again = token_nats(model, batches.evaluation_batches())
+    assert_close(again, whole, atol=2e-6, rtol=1e-6)
 
 
 def test_an_encoder_decoder_is_scored_too():
