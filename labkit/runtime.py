@@ -77,8 +77,8 @@ def matmul_rate(
 def _bf16_pays() -> bool:
     """Whether a CPU's products in bf16 take less time than 1 / 1.2 of fp32's.
 
-    Some CPUs emulate bf16 far slower than fp32: believe a measurement, not a flag. The two are timed
-    in turns, and of each the quickest counts, because other programs disturb a clock in one
+    Some CPUs emulate bf16 far slower than fp32: believe a measurement, not a flag. The two are
+    timed in turns, and of each the quickest counts, because other programs disturb a clock in one
     direction only.
     """
     fp32, bf16 = torch.float32, torch.bfloat16

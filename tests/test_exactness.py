@@ -645,7 +645,9 @@ def test_two_processes_equal_one(tmp_path, parallel, kind):
         saved = checkpoint.newest(tmp_path / name / "checkpoints")
         two = make(seed=1)
         checkpoint.load_model(two, saved.tensors["model"])
-        bound = 1e-3 if name == "adamw8bit" else 1e-5 if name == "muon" else 1e-6
+        bound = {"adamw8bit": 1e-3, "muon": 1e-5}.get(name, 1e-6)
+        if name == "muon" and runtime.pick_precision("cpu") == "bf16":
+            bound = 3e-4  # its products are in bf16 then: a last bit can become a third digit
         assert relative_error(weights(two).values(), weights(one).values()) < bound, name
         losses = torch.load(tmp_path / name / "losses.pt", weights_only=True)["losses"]
         assert losses == pytest.approx([r.loss for r in result.history], rel=bound), name

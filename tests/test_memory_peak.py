@@ -87,7 +87,7 @@ def test_a_large_model_is_simulated_without_its_memory():
     peak = accounting.simulate_peak(*functions(config, 8, 512, Recipe(precision="fp16")))
     assert peak.weights == 4 * 124_439_808
     assert peak.optimizer == pytest.approx(8 * 124_439_808, rel=1e-4)
-    assert peak.total > 3.5e9
+    assert peak.total > 3.4e9
     assert peak.total == pytest.approx(
         accounting.predict_peak(config, 8, 512, Recipe(precision="fp16")).total, rel=0.05
     )

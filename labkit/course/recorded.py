@@ -40,10 +40,10 @@ class Recorded(NamedTuple):
     def label(self) -> str:
         """What must stand beside it: recorded when, where, in how long, and by which command."""
         h = self.header
-        if "wall_seconds" in h:
-            took = f"{h['wall_seconds'] / 60:.0f} minutes"
-        else:
-            took = f"{h['cpu_seconds_per_thread'] / 60:.0f} minutes of CPU time on each"
+        minutes = round(h.get("wall_seconds", h.get("cpu_seconds_per_thread")) / 60)
+        took = f"{minutes} minute{'s' * (minutes != 1)}"
+        if "wall_seconds" not in h:
+            took += " of CPU time on each"
         return (
             f"Recorded on {h['date']} ({h['device']}, {h['threads']} threads, {h['precision']}), "
             f"{took}; repeat it with: {h['command']}"

@@ -30,7 +30,7 @@ from labkit.errors import LabError
 from labkit.models.crf import LinearChainCRF, bio_constraints
 from labkit.models.encoder_decoder import EncoderDecoder
 from labkit.models.huggingface.configs import hf_config
-from labkit.models.huggingface.folders import open_token_classifier
+from labkit.models.huggingface.folders import architectures, open_token_classifier
 from labkit.models.huggingface.reading import read_config
 from labkit.models.huggingface.weights import transformers_model
 from labkit.models.transformer import Output, Transformer
@@ -166,7 +166,7 @@ def open_tagger(
 
 def is_tagger(folder: Path) -> bool:
     """Whether a model folder names a token classifier."""
-    return any("TokenClassification" in name for name in read_config(folder)["architectures"])
+    return any("TokenClassification" in name for name in architectures(folder))
 
 
 def _read_crf(crf: LinearChainCRF, folder: Path) -> None:

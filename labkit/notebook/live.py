@@ -145,7 +145,8 @@ class LiveCurve:
         self._figure = Figure(figsize=(7.0, 3.3), dpi=100)
         self._figure.set_layout_engine("none")
         FigureCanvasAgg(self._figure)
-        self._ax = ax = self._figure.add_axes((0.1, 0.16, 0.71, 0.67))
+        left = 0.13 if self.logy else 0.1  # 0.005 is wider than 0.5
+        self._ax = ax = self._figure.add_axes((left, 0.16, 0.81 - left, 0.67))
         (self._raw,) = ax.plot([], [], color=plots.ROLES["train"], alpha=0.25, linewidth=1)
         (self._smooth,) = ax.plot([], [], color=plots.ROLES["train"], linewidth=1.8)
         (self._points,) = ax.plot(

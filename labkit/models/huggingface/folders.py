@@ -41,22 +41,27 @@ def quiet_libraries() -> None:
     logging.disable_progress_bar()
 
 
+def architectures(folder: Path) -> list[str]:
+    """The classes that config.json names; of an adapter's folder what its task is for."""
+    if is_adapter(folder):
+        kind = read_adapter(folder).get("task_type")
+        return {"SEQ_CLS": ["SequenceClassification"], "CAUSAL_LM": ["CausalLM"]}.get(kind, [])
+    return read_config(folder)["architectures"]
+
+
 def is_classifier(folder: Path) -> bool:
     """Whether a model folder, or that of an adapter, names a classifier."""
-    if is_adapter(folder):
-        return read_adapter(folder).get("task_type") == "SEQ_CLS"
-    return any("SequenceClassification" in name for name in read_config(folder)["architectures"])
+    return any("SequenceClassification" in name for name in architectures(folder))
 
 
 def is_seq2seq(folder: Path) -> bool:
     """Whether a model folder names an encoder-decoder that answers a source."""
-    names = read_config(folder)["architectures"]
-    return any("ForConditionalGeneration" in name for name in names)
+    return any("ForConditionalGeneration" in name for name in architectures(folder))
 
 
 def is_reader(folder: Path) -> bool:
     """Whether a model folder names a reader whose answers are spans of a text."""
-    return any("QuestionAnswering" in name for name in read_config(folder)["architectures"])
+    return any("QuestionAnswering" in name for name in architectures(folder))
 
 
 def open_seq2seq(folder: Path) -> EncoderDecoder:
