@@ -88,7 +88,7 @@ class Update:
                 f"{self.batches.indices(number)[:8]}: at least 1 label must not be -100"
             )
         norm = self._apply(number, loss_sum, count)
-        if norm == 0 and number == 0:
+        if norm == 0 and number == 0 and count >= 1:  # a count below 1 is a scaled-down loss
             warnings.warn(
                 f"update 1 has gradient norm 0 over {count:.0f} valid targets, nothing is learned: "
                 "does the loss depend on the trainable parameters, without detach or no_grad?",
