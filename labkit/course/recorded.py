@@ -40,9 +40,10 @@ class Recorded(NamedTuple):
     def label(self) -> str:
         """What must stand beside it: recorded when, where, in how long, and by which command."""
         h = self.header
-        minutes = round(h.get("wall_seconds", h.get("cpu_seconds_per_thread")) / 60)
+        on_wall = "wall_seconds" in h
+        minutes = round(h["wall_seconds" if on_wall else "cpu_seconds_per_thread"] / 60)
         took = f"{minutes} minute{'s' * (minutes != 1)}"
-        if "wall_seconds" not in h:
+        if not on_wall:
             took += " of CPU time on each"
         return (
             f"Recorded on {h['date']} ({h['device']}, {h['threads']} threads, {h['precision']}), "

@@ -44,7 +44,7 @@ def quiet_libraries() -> None:
 def architectures(folder: Path) -> list[str]:
     """The classes that config.json names; of an adapter's folder what its task is for."""
     if is_adapter(folder):
-        kind = read_adapter(folder).get("task_type")
+        kind = str(read_adapter(folder).get("task_type"))
         return {"SEQ_CLS": ["SequenceClassification"], "CAUSAL_LM": ["CausalLM"]}.get(kind, [])
     return read_config(folder)["architectures"]
 
