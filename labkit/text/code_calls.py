@@ -160,13 +160,18 @@ def _pair(caller: Function, other: Function, label: str, document: str) -> Relat
 
 
 def code_calls(
-    validation: float = 0.1, test: float = 0.1, seed: int = 0, per_file: int = 12
+    validation: float = 0.1,
+    test: float = 0.1,
+    seed: int = 0,
+    per_file: int = 12,
+    files: int | None = None,
 ) -> dict[str, list[Relation]]:
     """The task on `python_source`, in its three splits by file.
 
     Args:
         validation, test, seed: as in `corpora.load`.
         per_file: pairs that are kept of a file, at least 1, drawn by their text and the seed.
+        files: of each split that are read, the first ones; None: all.
     """
     from labkit.text import corpora
 
@@ -174,7 +179,8 @@ def code_calls(
     rows: dict[str, list[Relation]] = {}
     for split in corpora.SPLITS:
         rows[split] = []
-        for text, path in zip(splits[split]["text"], splits[split]["path"], strict=True):
+        part = splits[split][:files]
+        for text, path in zip(part["text"], part["path"], strict=True):
             try:
                 pairs = call_pairs(text, path, seed=seed)
             except LabError:

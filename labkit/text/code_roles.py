@@ -137,6 +137,7 @@ def code_roles(
     seed: int = 0,
     lines: int = 12,
     per_file: int = 6,
+    files: int | None = None,
 ) -> dict[str, list[Tagged]]:
     """The task on `python_source`: rows of train, validation and test.
 
@@ -147,6 +148,7 @@ def code_roles(
         validation, test, seed: as in `corpora.load`.
         lines: as in `code_rows`.
         per_file: rows that are kept of a file, at least 1, drawn by their content and the seed.
+        files: of each split that are read, the first ones; None: all.
     """
     from labkit.text import corpora
 
@@ -155,7 +157,8 @@ def code_roles(
     rows: dict[str, list[Tagged]] = {}
     for split in ("test", "validation", "train"):
         rows[split] = []
-        for text, path in zip(splits[split]["text"], splits[split]["path"], strict=True):
+        part = splits[split][:files]
+        for text, path in zip(part["text"], part["path"], strict=True):
             for row in _drawn(text, path, lines, per_file, seed):
                 if (words := tuple(row.words)) not in seen:
                     seen.add(words)
