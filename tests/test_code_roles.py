@@ -163,6 +163,13 @@ def test_the_library_in_three_splits_by_file(library):
             bio.check_row(row.words, row.tags, row.document, TAGS)
 
 
+def test_a_part_of_the_library_is_its_first_files():
+    some = code_roles(per_file=1, files=2)
+    assert {split: len(rows) for split, rows in some.items()} == dict.fromkeys(some, 2)
+    more = code_roles(per_file=1, files=4)
+    assert [row.document for row in more["test"]][:2] == [row.document for row in some["test"]]
+
+
 @pytest.mark.slow
 def test_names_have_several_roles_and_spans_several_words(library):
     of_word: dict[str, set[str]] = {}

@@ -181,6 +181,12 @@ def test_what_is_no_python_is_one_sentence():
         call_pairs("a = 1", most=0)
 
 
+def test_calls_in_a_part_of_the_library():
+    some = code_calls(files=6)
+    assert all(len({row.document for row in pairs}) <= 6 for pairs in some.values())
+    assert any(some.values())
+
+
 @pytest.mark.slow
 def test_calls_in_the_library_by_file():
     rows = code_calls(per_file=3)
