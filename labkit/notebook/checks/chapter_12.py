@@ -72,7 +72,7 @@ def names_of(attempt: Callable[..., Any], fresh: Fresh) -> str:
 
 
 def _some(kinds: Sequence[str], fresh: Fresh, count: int) -> list[str]:
-    return [kinds[i] for i in fresh.integers(0, len(kinds), count).tolist()]
+    return [kinds[int(i)] for i in fresh.integers(0, len(kinds), count)]
 
 
 def _compare_names(
@@ -206,7 +206,7 @@ def piece_labels(attempt: Callable[..., Any], fresh: Fresh) -> str:
         tags[first + 3] = tags[first + 4] = 2  # neighbours of one tag
         tags[first + 6] = 0
         answer = attempt(list(word_ids), list(tags))
-        said = answer.tolist() if hasattr(answer, "tolist") else answer
+        said = _listed(answer)
         require(
             isinstance(said, list | tuple), f"Return a list of labels, not {type(said).__name__}."
         )
@@ -239,6 +239,11 @@ def piece_labels(attempt: Callable[..., Any], fresh: Fresh) -> str:
             what="Your list",
         )
     return "Right: one label for each word, at its first piece."
+
+
+def _listed(answer: Any) -> Any:
+    """A tensor or an array as a list; anything else as it is."""
+    return answer.tolist() if hasattr(answer, "tolist") else answer
 
 
 def _from_zero(word_ids: list[int | None], tags: list[int], first: int) -> list[int]:
@@ -401,7 +406,7 @@ def _told_apart(
 def _row(answer: Any) -> list[int]:
     pair = isinstance(answer, tuple) and len(answer) == 2 and hasattr(answer[0], "__len__")
     require(not pair, "Return the row alone, without its score.")
-    said = answer.tolist() if hasattr(answer, "tolist") else answer
+    said: Any = answer if isinstance(answer, list | tuple) else _listed(answer)
     require(isinstance(said, list | tuple), f"Return a list of tags, not {type(said).__name__}.")
     return [int(tag) for tag in said]
 
