@@ -32,6 +32,10 @@ from labkit.objectives.losses import contrastive as contrastive_loss
 
 Objective = Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]
 
+#: Logits of these are hidden states times the output embedding. A subclass with a forward pass of
+#: its own may make others, so it is asked for them.
+PROJECTING = (Transformer.forward, EncoderDecoder.forward)
+
 
 def _inputs(batch: Batch) -> dict[str, Any]:
     return {key: value for key, value in batch.items() if key != "labels"}
@@ -51,7 +55,7 @@ def causal_lm(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     Returns:
         (sum in nats, count).
     """
-    if isinstance(model, Transformer | EncoderDecoder):
+    if isinstance(model, Transformer | EncoderDecoder) and type(model).forward in PROJECTING:
         head = model.lm_head
         if head is not None and head.bias is None:
             # No B x T x V logits in memory: the loss meets the output embedding chunk by chunk.
