@@ -270,6 +270,7 @@ class Echo(EncoderDecoder):
             read = [named.pop(k, None) for k in ("input_ids", "attention_mask")]
             source = self.read(*(inputs[:2] or read))
         answer = named.get("decoder_input_ids", inputs[2] if len(inputs) > 2 else None)
+        assert source.ids_BS is not None
         output = self.decoder(answer, cache=cache, source=source)
         real_BS = 1.0 if source.mask_B11S is None else source.mask_B11S[:, 0, 0].float()
         said_BS = 3.0 * real_BS * torch.ones_like(source.ids_BS, dtype=torch.float)
