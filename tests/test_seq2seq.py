@@ -257,3 +257,32 @@ def test_exposure_that_cannot_be_measured_is_said():
         exposure(model, sources, targets, [[1], [1, 2, 3, 4]], END)
     with pytest.raises(LabError, match="2 sources, 2 targets and 0 answers"):
         exposure(model, sources, targets, [], END)
+
+
+# --- a model that makes its logits itself --------------------------------------------------------
+
+
+class Echo(EncoderDecoder):
+    """Gives each token of its source three nats more: it needs their ids."""
+
+    def forward(self, *inputs, cache=None, source=None, **named):
+        if source is None:
+            read = [named.pop(k, None) for k in ("input_ids", "attention_mask")]
+            source = self.read(*(inputs[:2] or read))
+        answer = named.get("decoder_input_ids", inputs[2] if len(inputs) > 2 else None)
+        assert source.ids_BS is not None
+        output = self.decoder(answer, cache=cache, source=source)
+        real_BS = 1.0 if source.mask_B11S is None else source.mask_B11S[:, 0, 0].float()
+        said_BS = 3.0 * real_BS * torch.ones_like(source.ids_BS, dtype=torch.float)
+        heard = torch.zeros_like(output.logits[:, 0]).scatter_add(-1, source.ids_BS, said_BS)
+        return output._replace(logits=output.logits + heard[:, None])
+
+
+def test_in_a_search_each_beam_keeps_the_tokens_of_its_source():
+    torch.manual_seed(0)
+    model, (sources, _) = Echo(BART).eval(), pairs(6)
+    together = beam_search(model, sources, 6, 3, 1.0, END, start_id=END)
+    for source, found in zip(sources, together, strict=True):
+        (alone,) = beam_search(model, [source], 6, 3, 1.0, END, start_id=END, use_cache=False)
+        assert [h.ids for h in found] == [h.ids for h in alone]
+        assert_close([h.score for h in found], [h.score for h in alone], atol=1e-4, rtol=1e-4)

@@ -267,8 +267,12 @@ class _Answering(_Reader):
         return output.logits[:, -1]
 
     def keep(self, rows_R: Tensor) -> None:
-        hidden_BSD, mask = self.source
-        self.source = Source(hidden_BSD[rows_R], None if mask is None else mask[rows_R])
+        hidden_BSD, mask, ids = self.source
+        self.source = Source(
+            hidden_BSD[rows_R],
+            None if mask is None else mask[rows_R],
+            None if ids is None else ids[rows_R],
+        )
         self.seen_RS = self.seen_RS[rows_R]
         if self.cache is not None:
             self.cache.keep_rows(rows_R)

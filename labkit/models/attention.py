@@ -307,6 +307,8 @@ class Source(NamedTuple):
     """The encoder's output."""
     mask_B11S: Tensor | None = None
     """From `padding_mask`: True at real source tokens; None: all are real."""
+    ids_BS: Tensor | None = None
+    """The tokens themselves, for a model that copies; cross-attention does not read them."""
 
 
 class CrossAttention(nn.Module):

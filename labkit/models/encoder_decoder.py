@@ -137,7 +137,8 @@ class EncoderDecoder(nn.Module):
         if input_ids is None:
             raise LabError("input_ids is None; an encoder-decoder reads a source: give its ids")
         hidden_BSD = self.encoder(input_ids, attention_mask).hidden
-        return Source(hidden_BSD, None if attention_mask is None else padding_mask(attention_mask))
+        mask_B11S = None if attention_mask is None else padding_mask(attention_mask)
+        return Source(hidden_BSD, mask_B11S, input_ids)
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.encoder.embedding
