@@ -38,7 +38,7 @@ MOST_TOKENS = {
 }  # fmt: skip
 #: Adam's peak rate for a classifier of this width; others in inverse proportion.
 RATE, WIDTH = 1e-4, 384
-#: Peak rate of a strategy / that of full fine-tuning: chapter 11's sweeps, of an encoder and an LLM.
+#: Peak rate of a strategy / that of full fine-tuning: chapter 11's sweeps on an encoder, an LLM.
 #: That of bitfit is on trust: on the encoder's task it learned nothing at any rate.
 TIMES = {"bitfit": 10.0, "adapters": 15.0, "lora": 5.0}
 #: Peak rate where nothing pretrained trains; of prompt and prefix from the LLM's sweep, of head on
