@@ -38,12 +38,11 @@ MOST_TOKENS = {
 }  # fmt: skip
 #: Adam's peak rate for a classifier of this width; others in inverse proportion.
 RATE, WIDTH = 1e-4, 384
-#: Peak rate of a strategy / that of full fine-tuning: chapter 11's sweeps on an encoder, an LLM.
-#: That of bitfit is on trust: on the encoder's task it learned nothing at any rate.
-TIMES = {"bitfit": 10.0, "adapters": 15.0, "lora": 5.0}
-#: Peak rate where nothing pretrained trains; of prompt and prefix from the LLM's sweep, of head on
+#: Peak rate of a strategy / that of full fine-tuning.
+TIMES = {"bitfit": 10.0, "adapters": 10.0, "lora": 10.0}
+#: Peak rate where nothing pretrained trains: on an encoder, on a language model. That of head is on
 #: trust.
-OWN_RATE = {"head": 1e-3, "prompt": 1e-1, "prefix": 3e-2}
+OWN_RATE = {"head": (1e-3, 1e-3), "prompt": (1e-2, 1e-1), "prefix": (1e-2, 3e-2)}
 #: Fewer validation examples than these do not tell weights apart: the last ones are kept.
 ENOUGH_TO_CHOOSE = 50
 #: Validation at most so often in a run.
@@ -84,7 +83,8 @@ def sizes(
     if length is None:
         length = min(_length(task, tokenizer), MOST_TOKENS[task.kind])
     if rate is None:
-        rate = OWN_RATE.get(options.strategy) or _rate(task, model)
+        own = OWN_RATE.get(options.strategy)
+        rate = own[task.kind not in HEADED] if own else _rate(task, model)
         rate = float(f"{TIMES.get(options.strategy, 1.0) * rate:.1e}")
     room = context_length(model)
     if options.strategy in ("prompt", "prefix"):

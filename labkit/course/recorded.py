@@ -43,10 +43,11 @@ class Recorded(NamedTuple):
         on_wall = "wall_seconds" in h
         minutes = round(h["wall_seconds" if on_wall else "cpu_seconds_per_thread"] / 60)
         took = f"{minutes} minute{'s' * (minutes != 1)}"
+        threads = f"{h['threads']} thread{'s' * (h['threads'] != 1)}"
         if not on_wall:
-            took += " of CPU time on each"
+            took += " of CPU time" + " on each" * (h["threads"] != 1)
         return (
-            f"Recorded on {h['date']} ({h['device']}, {h['threads']} threads, {h['precision']}), "
+            f"Recorded on {h['date']} ({h['device']}, {threads}, {h['precision']}), "
             f"{took}; repeat it with: {h['command']}"
         )
 
