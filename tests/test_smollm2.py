@@ -156,8 +156,9 @@ def test_the_commands_take_it(folder, tmp_path, monkeypatch, capsys):
         )
     )
     out = tmp_path / "tuned"
-    settings = ("--epochs", 2, "--batch-size", 8, "--max-length", 64, "--learning-rate", 3e-4)
+    settings = ("--epochs", 2, "--batch-size", 8, "--learning-rate", 3e-4)
     assert here("finetune", "--from", "smollm2", "--data", rows, "--out", out, *settings) == 0
+    assert "longer than" not in capsys.readouterr().out, "the length counts the marks of the turns"
     model = AutoModelForCausalLM.from_pretrained(out / "model")
     tokenizer = AutoTokenizer.from_pretrained(out / "model")
     assert model.generation_config.eos_token_id == [2, 0]

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from labkit.batches import chat_ids
 from labkit.commands.options import Finetune, check
 from labkit.commands.tasks import Task
 from labkit.models.config import context_length
@@ -133,7 +134,7 @@ def _rate(task: Task, model: nn.Module) -> float:
 
 
 def _length(task: Task, tokenizer: Tokenizer) -> int:
-    """What nine of ten training examples need, in tokens, rounded up to eights."""
+    """What all training examples need, nine of ten of labelled ones, in tokens, up to eights."""
     rows = np.random.default_rng(0).permutation(len(task.texts["train"]))[:TEXTS_TO_MEASURE]
     parts = [task.texts["train"]]
     if task.kind in ("instruction", "seq2seq"):
@@ -143,5 +144,7 @@ def _length(task: Task, tokenizer: Tokenizer) -> int:
     lengths = np.zeros(len(rows))
     for part in parts:
         lengths += [len(ids) for ids in tokenizer.encode_batch([part[i] for i in rows])]
+    if task.kind == "instruction":  # and what the turns of a conversation add to both
+        lengths += len(chat_ids(tokenizer, "a")) - len(tokenizer.encode("a"))
     needed = int(np.quantile(lengths, 0.9 if task.kind in LABELS else 1.0)) + 8
     return max(16, -(-needed // 8) * 8)
