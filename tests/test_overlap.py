@@ -125,6 +125,21 @@ def test_intervals_draw_whole_documents():
         assert width(alone) < 0.6 * width(whole)
 
 
+@pytest.mark.parametrize("metric", [overlap.bleu, overlap.chrf])
+def test_a_lead_draws_the_same_rows_for_both(metric):
+    truths = [f"the {word} sat on the mat and slept" for word in "cat dog hen ox owl fox".split()]
+    better = [truth.replace("slept", "woke") for truth in truths]
+    worse = [truth.replace("sat on", "lay under") for truth in better]
+    lead = metric(better, truths, over=worse).interval
+    apart = metric(better, truths).interval, metric(worse, truths).interval
+    assert lead.estimate == pytest.approx(apart[0].estimate - apart[1].estimate)
+    assert 0 < lead.low <= lead.estimate <= lead.high
+    same = metric(better, truths, over=better).interval
+    assert same == (0, 0, 0), "drawn apart, the two would differ"
+    with pytest.raises(LabError):
+        metric(better, truths, over=worse[:-1])
+
+
 def test_answers_that_are_none_count():
     scores = answer_scores(["", "the barn", ""], ["", "barn", "attic"])
     assert scores["exact match"].interval.estimate == pytest.approx(200 / 3)

@@ -161,15 +161,19 @@ def bleu(
     documents: Sequence[Any] | None = None,
     resamples: int = 1000,
     seed: int = 0,
+    over: Sequence[str] | None = None,
 ) -> Overlap:
-    """BLEU-4 of a corpus with one reference; arguments as in `answer_scores`.
+    """BLEU-4 of a corpus with one reference.
+
+    Arguments as in `answer_scores`, and `over`: other answers to the same rows. With them the
+    figure is the lead over them, its interval of the same rows drawn for both (Koehn 2004).
 
     BLEU = 100 min(1, e^(1 - r/c)) (p_1 p_2 p_3 p_4)^(1/4), p_n the share of the answers' n-grams
     that stand in the references, each counted at most as often as there; c, r words of both sides.
     """
     from sacrebleu.metrics import BLEU  # pyright: ignore[reportMissingImports]
 
-    return _counted(BLEU(), answers, truths, documents, resamples, seed)
+    return _counted(BLEU(), answers, truths, documents, resamples, seed, over)
 
 
 def chrf(
@@ -178,14 +182,15 @@ def chrf(
     documents: Sequence[Any] | None = None,
     resamples: int = 1000,
     seed: int = 0,
+    over: Sequence[str] | None = None,
 ) -> Overlap:
     """chrF2: F of character n-grams (1 to 6) with recall twice as important as precision.
 
-    Arguments as in `answer_scores`.
+    Arguments as in `bleu`.
     """
     from sacrebleu.metrics import CHRF  # pyright: ignore[reportMissingImports]
 
-    return _counted(CHRF(), answers, truths, documents, resamples, seed)
+    return _counted(CHRF(), answers, truths, documents, resamples, seed, over)
 
 
 def rouge(
@@ -225,20 +230,29 @@ def _counted(
     documents: Sequence[Any] | None,
     resamples: int,
     seed: int,
+    over: Sequence[str] | None,
 ) -> Overlap:
     """A score of sacrebleu from the counts of each pair, added up again for each resample."""
-    _demand(answers, truths)
-    whole = metric.corpus_score(list(answers), [list(truths)])
-    counts_NC = np.array(metric._extract_corpus_statistics(list(answers), [list(truths)]))
-    groups = _groups(documents, len(counts_NC))
-    sums_GC = np.zeros((groups.max() + 1, counts_NC.shape[1]))
-    np.add.at(sums_GC, groups, counts_NC)
+
+    def counts_of(said: Sequence[str]) -> np.ndarray:
+        _demand(said, truths)
+        counts_NC = np.array(metric._extract_corpus_statistics(list(said), [list(truths)]))
+        groups = _groups(documents, len(counts_NC))
+        sums_GC = np.zeros((groups.max() + 1, counts_NC.shape[1]))
+        np.add.at(sums_GC, groups, counts_NC)
+        return sums_GC
 
     def score(rows_GC: np.ndarray) -> float:
         return metric._compute_score_from_stats(rows_GC.sum(0).tolist()).score
 
-    interval = bootstrap_interval(score, sums_GC, resamples=resamples, seed=seed)
-    name = whole.name if whole.name != "chrF2" else "chrF"
+    def lead(rows_GC: np.ndarray, other_GC: np.ndarray) -> float:
+        return score(rows_GC) - score(other_GC)
+
+    counts = [counts_of(answers)] if over is None else [counts_of(answers), counts_of(over)]
+    how = score if over is None else lead
+    interval = bootstrap_interval(how, *counts, resamples=resamples, seed=seed)
+    name = metric.corpus_score(list(answers), [list(truths)]).name
+    name = name if name != "chrF2" else "chrF"
     return Overlap(name, interval, str(metric.get_signature()))
 
 
