@@ -127,7 +127,7 @@ def test_intervals_draw_whole_documents():
 
 @pytest.mark.parametrize("metric", [overlap.bleu, overlap.chrf])
 def test_a_lead_draws_the_same_rows_for_both(metric):
-    truths = [f"the {word} sat on the mat and slept" for word in "cat dog hen ox owl fox".split()]
+    truths = [f"the {word} sat on the mat and slept" for word in ("cat", "dog", "hen", "ox", "owl")]
     better = [truth.replace("slept", "woke") for truth in truths]
     worse = [truth.replace("sat on", "lay under") for truth in better]
     lead = metric(better, truths, over=worse).interval
