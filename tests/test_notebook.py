@@ -142,6 +142,24 @@ def test_compare_takes_numbers_lists_and_strings():
         compare("a", "b")
 
 
+def test_compare_takes_a_tensor_in_whatever_form_it_comes():
+    third = torch.tensor([1 / 3, 2.0], dtype=torch.float64)
+    for form in ([1 / 3, 2], (np.float64(1 / 3), 2.0), third.numpy(), [*third], third.float()):
+        compare(form, third)
+    compare(np.float32(1 / 3), 1 / 3)  # seven digits are all that it has
+    compare([np.float32(1 / 3), 2], third)
+    for wrong in (
+        [1 / 3 + 1e-6, 2],
+        [[1 / 3, 2]],
+        [1 / 3],
+        ["a", "b"],
+        [[1], [2, 3]],
+        np.float32(0.3),
+    ):
+        with pytest.raises(Wrong):
+            compare(wrong, third)
+
+
 # --- gradients ---------------------------------------------------------------------------------
 
 

@@ -26,6 +26,7 @@ import textwrap
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from html import escape
 from typing import Any, Literal
 
@@ -286,17 +287,18 @@ def require(condition: Any, sentence: str) -> None:
 
 
 def _difference(what: str, got: Any, expected: Any) -> str:
+    if isinstance(expected, tuple | list) and isinstance(got, tuple | list):
+        if len(got) != len(expected):
+            return f"{what} should hold {len(expected)} items, but it holds {len(got)}."
+        pairs = zip(got, expected, strict=True)
+        first = next(i for i, (x, y) in enumerate(pairs) if not same(x, y))
+        return _difference(f"{what}, item {first},", got[first], expected[first])
+    if isinstance(expected, tuple | list):
+        return f"{what} should be {_brief(expected)}, but it is {_brief(got)}."
     a, b = _tensor(got), _tensor(expected)
     if b is not None and a is None:
         return f"{what} should be a {_kind(expected)}, but it is a {_kind(got)}."
     if a is None or b is None:
-        if isinstance(expected, (tuple, list)) and isinstance(got, (tuple, list)):
-            if len(got) != len(expected):
-                return f"{what} should hold {len(expected)} items, but it holds {len(got)}."
-            first = next(
-                i for i, (x, y) in enumerate(zip(got, expected, strict=True)) if not same(x, y)
-            )
-            return _difference(f"{what}, item {first},", got[first], expected[first])
         return f"{what} should be {_brief(expected)}, but it is {_brief(got)}."
     if a.shape != b.shape:
         return f"{what} should have shape {tuple(b.shape)}, but it has shape {tuple(a.shape)}."
@@ -348,13 +350,22 @@ def _copy(value: Any) -> Any:
 
 
 def _tensor(value: Any) -> Tensor | None:
+    """A number, an array or a list of them as a tensor in its own precision; None: it is none."""
     if isinstance(value, Tensor):
         return value.detach().cpu()
-    if isinstance(value, (bool, int)):
+    if isinstance(value, list | tuple):
+        items = [_tensor(item) for item in value]
+        if not items or any(item is None or item.shape != items[0].shape for item in items):
+            return None
+        kind = reduce(torch.promote_types, (item.dtype for item in items))
+        return torch.stack([item.to(kind) for item in items])
+    if isinstance(value, float):
+        return torch.tensor(value, dtype=torch.float64)
+    if isinstance(value, bool | int):
         return torch.tensor(value)
-    if isinstance(value, float) or type(value).__module__ == "numpy":
+    if type(value).__module__ == "numpy":
         try:
-            return torch.as_tensor(value, dtype=torch.float64)
+            return torch.as_tensor(value)
         except (TypeError, ValueError):
             return None
     return None
