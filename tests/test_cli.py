@@ -120,7 +120,7 @@ FLAGS = {
     "finetune": f"""data out resume overwrite model task validation test text_column pair_column
         label_column prompt_column answer_column question_column context_column
         answer_start_column source_column target_column head strategy last layer_decay adapter_width
-        rank alpha targets prompt_length epochs batch_size max_length pieces
+        rank alpha targets prompt_length beta epochs batch_size max_length pieces
         learning_rate baselines warmup
         {OF_THE_LOOP}""",
     "generate": """model prompt chat max_new_tokens temperature top_k top_p samples beams

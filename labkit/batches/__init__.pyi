@@ -5,6 +5,7 @@ from . import long_texts as long_texts
 from . import mixing as mixing
 from . import order as order
 from . import pairs as pairs
+from . import preferences as preferences
 from . import source_target as source_target
 from . import spans as spans
 from . import tagging as tagging
@@ -12,6 +13,7 @@ from . import tokens as tokens
 from . import types as types
 from .chat import answer_ids as answer_ids
 from .chat import chat_ids as chat_ids
+from .chat import conversation_example as conversation_example
 from .chat import instruction_example as instruction_example
 from .corruption import CorruptSpans as CorruptSpans
 from .corruption import MaskTokens as MaskTokens
@@ -38,6 +40,8 @@ from .pairs import SentenceOrder as SentenceOrder
 from .pairs import document_windows as document_windows
 from .pairs import neighbours as neighbours
 from .pairs import pair_groups as pair_groups
+from .preferences import PadPreferences as PadPreferences
+from .preferences import preference_example as preference_example
 from .source_target import AFTER_SOURCE as AFTER_SOURCE
 from .source_target import continued_example as continued_example
 from .source_target import prompt_ids as prompt_ids

@@ -23,6 +23,7 @@ from labkit import runtime
 from labkit.atomic import write_json
 from labkit.commands import tasks
 from labkit.commands.answers import Answers
+from labkit.commands.conversations import Chats, Preferences
 from labkit.commands.learning import Classes, Learner, Words, open_model
 from labkit.commands.options import Finetune, check, to_dict
 from labkit.commands.questions import Questions
@@ -45,13 +46,15 @@ from labkit.training.loop import train
 from labkit.training.run_folder import began, begin, check_free, check_same, whole_model_folder
 
 #: Kinds of task whose run may end in an adapter alone.
-ADDABLE = ("classification", "instruction", "text")
+ADDABLE = ("classification", "instruction", "text", "chat")
 #: What learns each kind of task; words learn all others.
 LEARNERS: dict[str, type[Learner]] = {
     "classification": Classes,
     "tagging": Tags,
     "qa": Questions,
     "seq2seq": Answers,
+    "chat": Chats,
+    "dpo": Preferences,
 }
 
 
@@ -146,6 +149,7 @@ def _checked(options: Finetune) -> Finetune:
         check(options.max_length >= 2, options, "max_length", "at least 2")
     check(options.pieces >= 1, options, "pieces", "at least 1")
     check(0 <= options.warmup <= 1, options, "warmup", "0 to 1")
+    check(0 < options.beta < math.inf, options, "beta", "a number above 0")
     if options.batch_size is not None:
         ranks = runtime.world().size
         check(options.batch_size >= 1, options, "batch_size", "at least 1")
@@ -218,7 +222,12 @@ def _write_config(options: Finetune, task: Task) -> None:
 
 
 def _describe(task: Task, settings: TrainConfig, chosen: Sizes) -> None:
-    named = {"qa": "spans of a context", "seq2seq": "source to target"}.get(task.kind, "causal")
+    named = {
+        "qa": "spans of a context",
+        "seq2seq": "source to target",
+        "chat": "the turns of the assistant",
+        "dpo": "chosen against rejected",
+    }.get(task.kind, "causal")
     if task.kind == "tagging":
         what = entity_sizes(task)
     else:

@@ -141,8 +141,9 @@ class Finetune:
     A csv or jsonl file with the columns text and label trains a classifier (of pairs, with
     --pair-column); prompt and answer train a language model to answer; question, context and answer
     a reader that finds answers in a text; source and target a language model that turns one into
-    the other; text alone (or a txt file) continues its pretraining; a conll file with a word and
-    its tag a line trains a tagger. All parameters are trained, or those of a --strategy. What is
+    the other; messages a model that talks; chosen and rejected one that prefers (DPO); text alone
+    (or a txt file) continues its pretraining; a conll file with a word and its tag a line trains a
+    tagger. All parameters are trained, or those of a --strategy. What is
     not given is chosen from the data and printed.
     """
 
@@ -157,9 +158,9 @@ class Finetune:
     """Begin anew: remove the run that is in `out`, and nothing else."""
     model: Annotated[str | None, arg(aliases=["--from"])] = None
     """minilm, smollm2, a model or run folder; None: minilm for labels and spans, else smollm2."""
-    task: Literal["auto", "classification", "instruction", "text", "tagging", "qa", "seq2seq"] = (
-        "auto"
-    )
+    task: Literal[
+        "auto", "classification", "instruction", "text", "tagging", "qa", "seq2seq", "chat", "dpo"
+    ] = "auto"
     """What to learn; auto: from the columns of the data."""
     head: Literal["softmax", "crf"] = "softmax"
     """Of a tagger: each word's likeliest tag, or a CRF's likeliest row of tags."""
@@ -223,6 +224,8 @@ class Finetune:
     """Score what is simpler on the same test examples, too: counted words, frozen vectors."""
     warmup: float = 0.1
     """Share of the updates spent on warm-up, 0 to 1."""
+    beta: float = 0.1
+    """dpo: how dear it is to leave the model that it begins from; above 0."""
     train: FinetuneTraining = FinetuneTraining(
         schedule="linear",
         min_learning_rate_ratio=0.0,

@@ -21,6 +21,7 @@ from labkit.batches import chat_ids
 from labkit.commands.options import Finetune, check
 from labkit.commands.tasks import Task
 from labkit.models.config import context_length
+from labkit.text.conversations import Preference
 from labkit.text.tokenizers import Tokenizer
 
 #: A classifier gets at least so many updates, however few its examples are.
@@ -35,10 +36,12 @@ HEADED = (*LABELS, "qa")
 #: Most tokens that are read of a text, unless asked for more.
 MOST_TOKENS = {
     "classification": 256, "instruction": 512, "text": 256, "tagging": 256, "qa": 256,
-    "seq2seq": 512,
+    "seq2seq": 512, "chat": 512, "dpo": 512,
 }  # fmt: skip
 #: Adam's peak rate for a classifier of this width; others in inverse proportion.
 RATE, WIDTH = 1e-4, 384
+#: A language model's; preferences are learned by small steps, or both answers become unlikely.
+LM_RATE = {"dpo": 5e-6}
 #: Peak rate of a strategy / that of full fine-tuning.
 TIMES = {"bitfit": 10.0, "adapters": 10.0, "lora": 10.0}
 #: Peak rate where nothing pretrained trains: on an encoder, on a language model. That of head is on
@@ -127,7 +130,7 @@ def recipe(options: Finetune, chosen: Sizes, train: int, validation: int, kind: 
 
 def _rate(task: Task, model: nn.Module) -> float:
     if task.kind not in HEADED:
-        return 5e-5
+        return LM_RATE.get(task.kind, 5e-5)
     config: Any = getattr(model, "config", None)
     width = getattr(config, "hidden_size", None) or getattr(config, "d_model", None) or 768
     return float(f"{RATE * WIDTH / width:.1e}")
@@ -136,6 +139,9 @@ def _rate(task: Task, model: nn.Module) -> float:
 def _length(task: Task, tokenizer: Tokenizer) -> int:
     """What all training examples need, nine of ten of labelled ones, in tokens, up to eights."""
     rows = np.random.default_rng(0).permutation(len(task.texts["train"]))[:TEXTS_TO_MEASURE]
+    if task.kind in ("chat", "dpo"):
+        needed = max(conversation_tokens(tokenizer, task.answers["train"][i]) for i in rows)
+        return max(16, -(-needed // 8) * 8)
     parts = [task.texts["train"]]
     if task.kind in ("instruction", "seq2seq"):
         parts.append(task.answers["train"])
@@ -148,3 +154,11 @@ def _length(task: Task, tokenizer: Tokenizer) -> int:
         lengths += len(chat_ids(tokenizer, "a")) - len(tokenizer.encode("a"))
     needed = int(np.quantile(lengths, 0.9 if task.kind in LABELS else 1.0)) + 8
     return max(16, -(-needed // 8) * 8)
+
+
+def conversation_tokens(tokenizer: Tokenizer, row: Any) -> int:
+    """Tokens of a conversation, or of the longer side of a preference."""
+    if isinstance(row, Preference):
+        sides = ([*row.prompt, *side] for side in (row.chosen, row.rejected))
+        return max(conversation_tokens(tokenizer, side) for side in sides)
+    return len(tokenizer.apply_chat_template(row, add_generation_prompt=False))

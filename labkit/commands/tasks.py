@@ -6,6 +6,8 @@ column text              -> text               each document is continued
 a word and a tag a line  -> tagging            words -> tags (`tagging`)
 columns question, context, answer -> qa        where the answer stands in the context (`questions`)
 columns source, target   -> seq2seq            source -> target (`answers`)
+columns messages         -> chat               each turn of the assistant (`conversations`)
+columns chosen, rejected -> dpo                which of two answers is better (`conversations`)
 """
 
 import dataclasses
@@ -28,7 +30,7 @@ class Task:
     """What is learned from what."""
 
     kind: str
-    """classification, instruction, text, tagging, qa or seq2seq."""
+    """classification, instruction, text, tagging, qa, seq2seq, chat or dpo."""
     classes: list[str]
     """Names of the classes or tags; empty for a language model."""
     texts: dict[str, list[str]]
@@ -55,7 +57,7 @@ def read(options: Finetune) -> Task:
     Raises:
         LabError: a file, a column or a label cannot be used.
     """
-    from labkit.commands import answers, questions  # they make tasks, too
+    from labkit.commands import answers, conversations, questions  # they make tasks, too
 
     kind = options.task if options.task != "auto" else _kind(options)
     if options.head != "softmax" and kind != "tagging":
@@ -69,6 +71,8 @@ def read(options: Finetune) -> Task:
         "tagging": _tagged,
         "qa": questions.read,
         "seq2seq": answers.read,
+        "chat": conversations.read,
+        "dpo": conversations.read,
     }
     task = readers[kind](options)
     return _apart(task, options) if _files(options) else task
@@ -121,6 +125,10 @@ def _kind(options: Finetune) -> str:
     if Path(options.data).suffix.lower() not in (".csv", ".tsv", ".jsonl"):
         return "text"
     columns = next(files.iterate_rows(options.data))
+    if "messages" in columns or ("prompt" in columns and "completion" in columns):
+        return "chat"
+    if "chosen" in columns and "rejected" in columns:
+        return "dpo"
     if options.label_column in columns:
         return "classification"
     if options.question_column in columns and options.context_column in columns:

@@ -6,6 +6,7 @@ from . import intervals as intervals
 from . import language as language
 from . import linear as linear
 from . import overlap as overlap
+from . import preference as preference
 from . import spans as spans
 from . import tagging_baselines as tagging_baselines
 from .classification import Calibration as Calibration
@@ -46,6 +47,9 @@ from .overlap import rouge as rouge
 from .overlap import text_scores as text_scores
 from .overlap import token_f1 as token_f1
 from .overlap import word_f1 as word_f1
+from .preference import Preferred as Preferred
+from .preference import preferred as preferred
+from .preference import with_reference as with_reference
 from .spans import Found as Found
 from .spans import Span as Span
 from .spans import best_spans as best_spans

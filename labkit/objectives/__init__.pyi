@@ -1,4 +1,5 @@
 from . import losses as losses
+from . import preference as preference
 from . import seq2seq as seq2seq
 from . import spans as spans
 from . import tagging as tagging
@@ -7,6 +8,8 @@ from .losses import binary_cross_entropy as binary_cross_entropy
 from .losses import chunked_cross_entropy as chunked_cross_entropy
 from .losses import cross_entropy as cross_entropy
 from .losses import positions_at_once as positions_at_once
+from .preference import DPO as DPO
+from .preference import answer_log_probabilities as answer_log_probabilities
 from .seq2seq import SmoothedLM as SmoothedLM
 from .seq2seq import smoothing_floor as smoothing_floor
 from .spans import span_answer as span_answer

@@ -5,6 +5,7 @@ from . import cleaning as cleaning
 from . import code_calls as code_calls
 from . import code_roles as code_roles
 from . import conll as conll
+from . import conversations as conversations
 from . import corpora as corpora
 from . import docstrings as docstrings
 from . import files as files
