@@ -57,7 +57,7 @@ def test_an_hour_is_recorded_once_and_shown_beside_the_live_run(chapter, tmp_pat
     assert kept.header["date"] in kept.label
     assert "wall_seconds" not in kept.header
     assert 0 <= kept.header["cpu_seconds_per_thread"] < 60
-    assert "minutes of CPU time on each; repeat" in kept.label
+    assert "minutes of CPU time" in kept.label
     shown = course.execute(toy.path, tmp_path / "out.ipynb", "cpu")
     assert shown["metrics"] == {"live": 3, "recorded": 7}
     before = sorted(tmp_path.rglob("*"))
@@ -65,6 +65,19 @@ def test_an_hour_is_recorded_once_and_shown_beside_the_live_run(chapter, tmp_pat
     assert results["04_toy"]["metrics"] == {"live": 7, "recorded": 7}
     new = {path for path in set(tmp_path.rglob("*")) - set(before) if path.suffix == ".jsonl"}
     assert new == set(), "only `record` keeps anything"
+
+
+def test_a_label_says_on_how_many_threads_the_time_was_spent():
+    header = {
+        "date": "2026-11-27",
+        "device": "cpu (x86_64)",
+        "precision": "bf16",
+        "command": "labkit run 04 --profile hour",
+        "cpu_seconds_per_thread": 130,
+    }
+    two, one = (Recorded({**header, "threads": n}, []).label for n in (2, 1))
+    assert "2 threads, bf16), 2 minutes of CPU time on each; repeat" in two
+    assert "1 thread, bf16), 2 minutes of CPU time; repeat" in one
 
 
 def test_the_time_of_a_record_holds_when_the_run_had_to_wait(monkeypatch):
@@ -79,7 +92,7 @@ def test_the_time_of_a_record_holds_when_the_run_had_to_wait(monkeypatch):
     monkeypatch.setattr(time, "process_time", lambda: began + 120 * torch.get_num_threads())
     after = here.recorded("toy", [{"loss": 1.0}])
     assert 120 <= after.header["cpu_seconds_per_thread"] < 180
-    assert ", 2 minutes of CPU time on each;" in after.label
+    assert ", 2 minutes of CPU time" in after.label
     gpu = Recorded({**after.header, "wall_seconds": 300}, after.rows)
     assert ", 5 minutes; repeat" in gpu.label
 
