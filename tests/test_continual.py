@@ -134,7 +134,7 @@ def test_the_mean_loss_holds_the_pull_once_in_training_and_not_in_evaluation():
     assert_close(total / same, plain / count + 3.0 * quadratic_pull(model, anchor))
     assert_close(pulled(model.eval(), batch)[0], plain)
     nothing = {**batch, "labels": torch.full_like(batch["labels"], -100)}
-    assert float(pulled(model.train(), nothing)[0]) == 0
+    assert pulled(model.train(), nothing)[0].item() == 0
 
 
 def test_the_pull_is_half_the_weighted_square_and_its_gradient_the_force():
