@@ -1,4 +1,5 @@
 from . import classification as classification
+from . import continual as continual
 from . import entities as entities
 from . import exposure as exposure
 from . import forward as forward
@@ -19,6 +20,7 @@ from .classification import error_table as error_table
 from .classification import fit_temperature as fit_temperature
 from .classification import macro_f1 as macro_f1
 from .classification import per_class as per_class
+from .continual import TaskMatrix as TaskMatrix
 from .entities import EntityScores as EntityScores
 from .entities import entity_scores as entity_scores
 from .exposure import Exposure as Exposure

@@ -1,6 +1,7 @@
 from . import checkpoint as checkpoint
 from . import config as config
 from . import distributed as distributed
+from . import fisher as fisher
 from . import interrupt as interrupt
 from . import loop as loop
 from . import probes as probes
@@ -8,6 +9,7 @@ from . import records as records
 from . import run_folder as run_folder
 from . import update as update
 from .config import TrainConfig as TrainConfig
+from .fisher import fisher_diagonal as fisher_diagonal
 from .loop import train as train
 from .records import Done as Done
 from .records import Progress as Progress

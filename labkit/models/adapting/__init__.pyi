@@ -1,4 +1,6 @@
 from . import adapters as adapters
+from . import by_task as by_task
+from . import growing as growing
 from . import lora as lora
 from . import mean_block as mean_block
 from . import merging as merging
@@ -8,6 +10,10 @@ from . import prompts as prompts
 from . import saving as saving
 from . import settings as settings
 from . import strategies as strategies
+from .by_task import TaskAdapters as TaskAdapters
+from .growing import insert_blocks as insert_blocks
+from .growing import remove_blocks as remove_blocks
+from .growing import train_only as train_only
 from .mean_block import add_mean_block as add_mean_block
 from .saving import load_adapter as load_adapter
 from .saving import save_adapter as save_adapter
