@@ -6,6 +6,7 @@ from . import intervals as intervals
 from . import language as language
 from . import linear as linear
 from . import overlap as overlap
+from . import pass_at_k as pass_at_k
 from . import spans as spans
 from . import tagging_baselines as tagging_baselines
 from .classification import Calibration as Calibration
@@ -46,6 +47,7 @@ from .overlap import rouge as rouge
 from .overlap import text_scores as text_scores
 from .overlap import token_f1 as token_f1
 from .overlap import word_f1 as word_f1
+from .pass_at_k import mean_pass_at_k as mean_pass_at_k
 from .spans import Found as Found
 from .spans import Span as Span
 from .spans import best_spans as best_spans
