@@ -59,5 +59,6 @@ from .tokens import read_tokens as read_tokens
 from .tokens import write_tokens as write_tokens
 from .types import IGNORE_INDEX as IGNORE_INDEX
 from .types import Batch as Batch
+from .types import BatchSource as BatchSource
 from .types import Corruption as Corruption
 from .types import Example as Example

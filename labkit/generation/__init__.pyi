@@ -2,6 +2,7 @@ from . import beam as beam
 from . import classifier as classifier
 from . import loaded as loaded
 from . import reader as reader
+from . import rollouts as rollouts
 from . import sampling as sampling
 from . import tagger as tagger
 from . import token_step as token_step
@@ -13,6 +14,10 @@ from .loaded import LanguageModel as LanguageModel
 from .loaded import load as load
 from .reader import SpanAnswerer as SpanAnswerer
 from .reader import load_reader as load_reader
+from .rollouts import Answer as Answer
+from .rollouts import Rollouts as Rollouts
+from .rollouts import Round as Round
+from .rollouts import sample_answers as sample_answers
 from .sampling import Step as Step
 from .sampling import generate as generate
 from .sampling import left_pad as left_pad

@@ -1,6 +1,8 @@
 from . import distillation as distillation
+from . import enumeration as enumeration
 from . import losses as losses
 from . import penalties as penalties
+from . import policy as policy
 from . import preference as preference
 from . import seq2seq as seq2seq
 from . import spans as spans
@@ -8,6 +10,10 @@ from . import tagging as tagging
 from . import tasks as tasks
 from .distillation import Distilled as Distilled
 from .distillation import soft_targets as soft_targets
+from .enumeration import PrefixTable as PrefixTable
+from .enumeration import answer_batch as answer_batch
+from .enumeration import every_answer as every_answer
+from .enumeration import expected_reward as expected_reward
 from .losses import binary_cross_entropy as binary_cross_entropy
 from .losses import chunked_cross_entropy as chunked_cross_entropy
 from .losses import cross_entropy as cross_entropy
@@ -17,6 +23,12 @@ from .penalties import Pulled as Pulled
 from .penalties import anchored as anchored
 from .penalties import joined as joined
 from .penalties import quadratic_pull as quadratic_pull
+from .policy import PolicyGradient as PolicyGradient
+from .policy import clipped_surrogate as clipped_surrogate
+from .policy import group_advantages as group_advantages
+from .policy import kl_estimate as kl_estimate
+from .policy import over_denominator as over_denominator
+from .policy import token_log_probs as token_log_probs
 from .preference import DPO as DPO
 from .preference import answer_log_probabilities as answer_log_probabilities
 from .seq2seq import SmoothedLM as SmoothedLM

@@ -1,3 +1,4 @@
+from . import arithmetic as arithmetic
 from . import bio as bio
 from . import bpe as bpe
 from . import chat_template as chat_template

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from labkit import runtime
-from labkit.batches import Batches
+from labkit.batches import Batches, BatchSource
 from labkit.errors import LabError
 from labkit.evaluation.language import mean_loss
 from labkit.objectives.tasks import Objective
@@ -31,7 +31,7 @@ from labkit.training.update import Update
 def train(
     model: nn.Module,
     objective: Objective,
-    batches: Batches,
+    batches: BatchSource,
     config: TrainConfig,
     *,
     validation: Batches | None = None,
@@ -44,7 +44,8 @@ def train(
     Args:
         model: a labkit or `transformers` model.
         objective: (model, batch) -> (loss sum, count of valid targets).
-        batches: the data and its order; `batches.batch_size` is the global batch.
+        batches: the data and its order, or what makes batches as it goes (`generation.Rollouts`);
+            `batches.batch_size` is the global batch.
         config: everything else.
         validation: evaluated every `eval_every` updates and at the end; selects the best.
         metrics: further numbers of the model (in eval mode, no gradients) for each evaluation.

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from labkit import runtime
-from labkit.batches import Batch, Batches
+from labkit.batches import Batch, BatchSource
 from labkit.errors import LabError
 from labkit.objectives.tasks import Objective
 from labkit.optim.optimizers import build, gradient_norm
@@ -37,7 +37,7 @@ class Update:
         self,
         model: nn.Module,
         objective: Objective,
-        batches: Batches,
+        batches: BatchSource,
         config: TrainConfig,
         here: runtime.World,
     ):
@@ -158,7 +158,7 @@ class Update:
 
 def _step_in_backward(
     optimizer: torch.optim.Optimizer,
-    batches: Batches,
+    batches: BatchSource,
     config: TrainConfig,
     precision: str,
     here: runtime.World,
@@ -186,7 +186,7 @@ def _tokens(batch: Batch) -> Tensor:
 
 
 def _not_finite(
-    step: int, batches: Batches, loss: float, norm: float, config: TrainConfig
+    step: int, batches: BatchSource, loss: float, norm: float, config: TrainConfig
 ) -> LabError:
     return LabError(
         f"update {step + 1} has loss {loss} and gradient norm {norm}, both must be finite; its "
