@@ -169,7 +169,9 @@ def score_choices(
     )
 
 
-def choice_accuracy(questions: Sequence[ChoiceQuestion], chosen_Q: Sequence[int]) -> Interval:
+def choice_accuracy(
+    questions: Sequence[ChoiceQuestion], chosen_Q: Sequence[int] | np.ndarray
+) -> Interval:
     """The share of questions answered rightly, and its 95 % interval over documents."""
     documents: dict[str, list[bool]] = {}
     for number, (one, choice) in enumerate(zip(questions, chosen_Q, strict=True)):
@@ -234,7 +236,7 @@ def _check_length(model: nn.Module, rows: list[list[_Row]]) -> None:
             )
 
 
-def _common(*texts: Sequence[int]) -> int:
+def _common(*texts: list[int]) -> int:
     """How many ids all texts begin with."""
     first, last = min(texts), max(texts)  # of sorted texts these two differ first
     pairs = zip(first, last, strict=False)
