@@ -125,7 +125,7 @@ FLAGS = {
         {OF_THE_LOOP}""",
     "generate": """model prompt chat max_new_tokens temperature top_k top_p samples beams
         length_penalty seed device""",
-    "evaluate": """model data split text_column pair_column label_column question_column
+    "evaluate": """model data choices split text_column pair_column label_column question_column
         context_column answer_column answer_start_column source_column target_column beams
         length_penalty max_new_tokens context_length batch_size precision device json""",
     "classify": """model text data out text_column pair_column batch_size precision device json""",

@@ -9,6 +9,7 @@
     learning       what differs between learning classes and learning words
     tagging        tags of words: from files to a tagger, its scores, new texts
     questions      answers that are spans: read, learned, scored
+    choices        questions with choices: which one a language model finds likeliest
     answers        a target for each source: read, learned, scored
     finetuning     a task -> the loop -> scores -> model/
     scoring        a classifier's scores beside those of simpler models

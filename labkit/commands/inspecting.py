@@ -18,7 +18,7 @@ from torch import Tensor
 
 from labkit import runtime
 from labkit.atomic import write_text
-from labkit.commands import answers, questions, tagging
+from labkit.commands import answers, choices, questions, tagging
 from labkit.commands.options import Classify, Evaluate, Generate, check
 from labkit.commands.scoring import class_table, classifier_scores, say_classes, score_rows
 from labkit.commands.shell import counted, note, say, table
@@ -102,6 +102,8 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
     Raises:
         LabError: the model, the data or an option cannot be used.
     """
+    if options.choices is not None:
+        return choices.evaluate(options)
     check(len(options.data) > 0, options, "data", "one or more corpora, files or folders")
     check(options.batch_size >= 1, options, "batch_size", "at least 1")
     if options.context_length is not None:

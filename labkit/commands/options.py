@@ -269,13 +269,15 @@ class Evaluate:
     """Score a model on data: bits per byte of a language model, accuracy of a classifier.
 
     Of a tagger entity F1, of a reader of answers exact match and F1, of a model that answers
-    sources BLEU and chrF.
+    sources BLEU and chrF. With --choices: how often the right choice is the likeliest.
     """
 
     model: Positional[Path] = Path("runs/pretrain")
     """smollm2, a run folder or a model folder."""
     data: tuple[str, ...] = ()
     """Corpora (their test split) or your own files (all of them); one or more."""
+    choices: Path | None = None
+    """A jsonl file of questions instead: prompt, choices (a list), answer (its index, from 0)."""
     split: Literal["train", "validation", "test"] | None = None
     """Split to read; None: test of a corpus, everything in a file."""
     text_column: str = "text"

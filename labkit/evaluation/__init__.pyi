@@ -1,3 +1,4 @@
+from . import choices as choices
 from . import classification as classification
 from . import continual as continual
 from . import entities as entities
@@ -11,6 +12,12 @@ from . import pass_at_k as pass_at_k
 from . import preference as preference
 from . import spans as spans
 from . import tagging_baselines as tagging_baselines
+from .choices import ChoiceScores as ChoiceScores
+from .choices import choice_accuracy as choice_accuracy
+from .choices import contextual_calibration as contextual_calibration
+from .choices import lazy_choices as lazy_choices
+from .choices import score_choices as score_choices
+from .choices import split_at_boundary as split_at_boundary
 from .classification import Calibration as Calibration
 from .classification import Classified as Classified
 from .classification import accuracy as accuracy

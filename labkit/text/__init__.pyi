@@ -13,6 +13,7 @@ from . import files as files
 from . import gguf as gguf
 from . import headlines as headlines
 from . import pretrained as pretrained
+from . import prompting as prompting
 from . import relations as relations
 from . import span_questions as span_questions
 from . import story_entities as story_entities
@@ -35,6 +36,11 @@ from .cleaning import normalize_unicode as normalize_unicode
 from .cleaning import split_by_hash as split_by_hash
 from .cleaning import strip_markup as strip_markup
 from .cleaning import words as words
+from .prompting import ChoiceQuestion as ChoiceQuestion
+from .prompting import draw_examples as draw_examples
+from .prompting import example_orders as example_orders
+from .prompting import few_shot_prompt as few_shot_prompt
+from .prompting import read_choices as read_choices
 from .tokenizers import ASSISTANT as ASSISTANT
 from .tokenizers import END_OF_TEXT as END_OF_TEXT
 from .tokenizers import PAD as PAD
