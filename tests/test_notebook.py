@@ -405,6 +405,14 @@ def test_text_box_and_chat_have_a_static_first_state(shown):
     assert "&lt;WHO&gt;" in talk.transcript.value
 
 
+def test_a_chat_shows_several_models_side_by_side(shown):
+    talk = chat(lambda message: {"before": "<b>", "after": message}, ["hi"])
+    assert "before: <b>\nafter: hi" in shown[0]["text/plain"]
+    assert "<th" in shown[0]["text/html"] and "&lt;b&gt;</td>" in shown[0]["text/html"]
+    assert talk.say("you") == {"before": "<b>", "after": "you"}
+    assert talk.transcript.value.count("<table>") == 2
+
+
 def test_a_dollar_in_a_label_is_text_unless_it_encloses_a_formula():
     """Tokens of prices and of LaTeX are labels as any other."""
     figure = plots.heatmap(np.eye(2), rows=["$", "$5"], columns=["a $x", r"\frac"])

@@ -10,7 +10,7 @@ import base64
 import inspect
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from statistics import median
 from typing import Any
@@ -23,6 +23,9 @@ from labkit.errors import LabError
 from labkit.notebook import plots
 
 WIDGET_MIME = "application/vnd.jupyter.widget-view+json"
+
+Answer = str | Mapping[str, str]
+"""Of one model, or of several by name."""
 
 
 def picture_bundle(widget: Any, picture: bytes, text: str) -> dict[str, Any]:
@@ -184,9 +187,9 @@ def explore_text(
 class Chat:
     """The live part of `chat`: `.say(text)` from code; `.turns` is the conversation so far."""
 
-    def __init__(self, reply: Callable[[str], str], examples: Sequence[str], title: str) -> None:
+    def __init__(self, reply: Callable[[str], Answer], examples: Sequence[str], title: str) -> None:
         self._reply, self.title = reply, title
-        self.turns: list[tuple[str, str]] = [(text, reply(text)) for text in examples]
+        self.turns: list[tuple[str, Answer]] = [(text, reply(text)) for text in examples]
         self.transcript = ipywidgets.HTML(self.html())
         self.text = ipywidgets.Text(
             placeholder="Ask something, then press Enter",
@@ -198,10 +201,10 @@ class Chat:
         self.text.observe(lambda _: self._send(), names="value")
         self.box = ipywidgets.VBox([self.transcript, ipywidgets.HBox([self.text, self.button])])
 
-    def say(self, message: str) -> str:
+    def say(self, message: str) -> Answer:
         """Send a message; returns the answer."""
         try:
-            answer = self._reply(message)
+            answer: Answer = self._reply(message)
         except Exception as error:
             answer = f"({type(error).__name__}: {error})"
         self.turns.append((message, answer))
@@ -212,6 +215,8 @@ class Chat:
         """The conversation as HTML."""
         turns = "".join(
             f"<p><b>You:</b> {escape(said)}<br><b>Model:</b> {escape(answer)}</p>"
+            if isinstance(answer, str)
+            else f"<p><b>You:</b> {escape(said)}</p>{_side_by_side(answer)}"
             for said, answer in self.turns
         )
         return f"<p><b>{escape(self.title)}</b></p>{turns}"
@@ -223,18 +228,32 @@ class Chat:
             self.say(message)
 
 
-def chat(reply: Callable[[str], str], examples: Sequence[str] = (), title: str = "Chat") -> Chat:
+def _side_by_side(answers: Mapping[str, str]) -> str:
+    head = "".join(f'<th align="left">{escape(name)}</th>' for name in answers)
+    row = "".join(
+        f'<td align="left" valign="top" style="text-align:left;vertical-align:top">{escape(it)}</td>'
+        for it in answers.values()
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody><tr>{row}</tr></tbody></table>"
+
+
+def _in_text(said: str, answer: Answer) -> str:
+    answers = {"Model": answer} if isinstance(answer, str) else answer
+    return "\n".join([f"You: {said}", *(f"{name}: {it}" for name, it in answers.items())])
+
+
+def chat(reply: Callable[[str], Answer], examples: Sequence[str] = (), title: str = "Chat") -> Chat:
     """A chat box with a model; its first state is a conversation made from the examples.
 
     Args:
-        reply: message -> answer.
+        reply: message -> answer, or a dict name -> answer of several models, shown side by side.
         examples: messages sent at once, so that the static picture shows a real exchange.
 
     Returns:
         The Chat: `.say("...")` from code.
     """
     made = Chat(reply, examples, title)
-    text = "\n".join(f"You: {said}\nModel: {answer}" for said, answer in made.turns)
+    text = "\n".join(_in_text(said, answer) for said, answer in made.turns)
     display(_with_view(made.box, {"text/html": made.html(), "text/plain": text}), raw=True)
     return made
 
