@@ -354,8 +354,8 @@ def _tensor(value: Any) -> Tensor | None:
     if isinstance(value, Tensor):
         return value.detach().cpu()
     if isinstance(value, list | tuple):
-        items = [_tensor(item) for item in value]
-        if not items or any(item is None or item.shape != items[0].shape for item in items):
+        items = [item for item in map(_tensor, value) if item is not None]
+        if not items or len(items) < len(value) or len({item.shape for item in items}) > 1:
             return None
         kind = reduce(torch.promote_types, (item.dtype for item in items))
         return torch.stack([item.to(kind) for item in items])

@@ -230,10 +230,8 @@ class Chat:
 
 def _side_by_side(answers: Mapping[str, str]) -> str:
     head = "".join(f'<th align="left">{escape(name)}</th>' for name in answers)
-    row = "".join(
-        f'<td align="left" valign="top" style="text-align:left;vertical-align:top">{escape(it)}</td>'
-        for it in answers.values()
-    )
+    style = "text-align:left;vertical-align:top"
+    row = "".join(f'<td style="{style}">{escape(it)}</td>' for it in answers.values())
     return f"<table><thead><tr>{head}</tr></thead><tbody><tr>{row}</tr></tbody></table>"
 
 

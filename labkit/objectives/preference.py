@@ -15,15 +15,13 @@ Sources: Rafailov et al. 2023, arXiv:2305.18290, equation 7; Mitchell 2023, "A n
 noisy preferences" (smoothing).
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from labkit.batches import IGNORE_INDEX, Batch
+from labkit.batches import Batch
 from labkit.errors import LabError
-from labkit.models.transformer import Transformer
+from labkit.objectives.policy import token_log_probs
 
 
 def answer_log_probabilities(model: nn.Module, batch: Batch) -> Tensor:
@@ -36,22 +34,10 @@ def answer_log_probabilities(model: nn.Module, batch: Batch) -> Tensor:
     Returns:
         (...,), float32.
     """
-    labels_NT = batch["labels"].reshape(-1, batch["labels"].shape[-1])
-    names = ("input_ids", "attention_mask")
-    inputs: dict[str, Any] = {
-        name: batch[name].reshape(labels_NT.shape) for name in names if name in batch
-    }
-    counts_NT = labels_NT != IGNORE_INDEX
-    if isinstance(model, Transformer) and model.lm_head is not None:
-        # Logits at the answers only: a prompt may be long.
-        logits_MV = model.lm_head(model.encode(**inputs)[counts_NT])
-    else:
-        logits_MV = model(**inputs).logits[counts_NT]
-    said_M = labels_NT[counts_NT]
-    logs_M = -F.cross_entropy(logits_MV.float(), said_M, reduction="none")
-    rows_M = counts_NT.nonzero()[:, 0]
-    sums_N = torch.zeros(len(labels_NT), device=logs_M.device).index_add(0, rows_M, logs_M)
-    return sums_N.view(batch["labels"].shape[:-1])
+    shape = batch["labels"].shape
+    names = ("input_ids", "attention_mask", "labels")
+    rows = {name: batch[name].reshape(-1, shape[-1]) for name in names if name in batch}
+    return token_log_probs(model, rows).sum(dim=-1).view(shape[:-1])
 
 
 class DPO:
