@@ -418,8 +418,8 @@ def test_the_penalty_needs_its_reference_and_lowers_rewards():
 def test_rewards_make_a_model_write_what_is_rewarded():
     model = tiny_model()
     batches = Rollouts(
-        model, [[1]], lambda number, ids: float(ids[:1] in ([5], [6], [7])), max_new_tokens=2, end_id=0,
-        prompts_per_update=4, group=16,
+        model, [[1]], lambda number, ids: float(ids[:1] in ([5], [6], [7])), max_new_tokens=2,
+        end_id=0, prompts_per_update=4, group=16,
     )  # fmt: skip
     config = TrainConfig(steps=60, learning_rate=5e-3, warmup_steps=0, precision="fp32")
     train(model, PolicyGradient(longest=2), batches, config)
