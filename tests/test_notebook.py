@@ -408,7 +408,8 @@ def test_text_box_and_chat_have_a_static_first_state(shown):
 def test_a_chat_shows_several_models_side_by_side(shown):
     talk = chat(lambda message: {"before": "<b>", "after": message}, ["hi"])
     assert "before: <b>\nafter: hi" in shown[0]["text/plain"]
-    assert "<th" in shown[0]["text/html"] and "&lt;b&gt;</td>" in shown[0]["text/html"]
+    assert "<th" in shown[0]["text/html"]
+    assert "&lt;b&gt;</td>" in shown[0]["text/html"]
     assert talk.say("you") == {"before": "<b>", "after": "you"}
     assert talk.transcript.value.count("<table>") == 2
 

@@ -231,7 +231,7 @@ class Chat:
 def _side_by_side(answers: Mapping[str, str]) -> str:
     head = "".join(f'<th align="left">{escape(name)}</th>' for name in answers)
     row = "".join(
-        f'<td align="left" valign="top" style="text-align:left;vertical-align:top">{escape(it)}</td>'
+        f'<td align="left" style="text-align:left;vertical-align:top">{escape(it)}</td>'
         for it in answers.values()
     )
     return f"<table><thead><tr>{head}</tr></thead><tbody><tr>{row}</tr></tbody></table>"
@@ -242,9 +242,7 @@ def _in_text(said: str, answer: Answer) -> str:
     return "\n".join([f"You: {said}", *(f"{name}: {it}" for name, it in answers.items())])
 
 
-def chat(
-    reply: Callable[[str], Answer], examples: Sequence[str] = (), title: str = "Chat"
-) -> Chat:
+def chat(reply: Callable[[str], Answer], examples: Sequence[str] = (), title: str = "Chat") -> Chat:
     """A chat box with a model; its first state is a conversation made from the examples.
 
     Args:
