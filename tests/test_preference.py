@@ -381,6 +381,32 @@ def test_finetune_on_preferences_says_who_gained(small, tmp_path, capsys):
     assert "chosen gained more" in capsys.readouterr().out
 
 
+def test_beta_reaches_the_loss(small, tmp_path):
+    file = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"Where is key {n}?", "chosen": "In it.", "rejected": f"no {n}"}
+            for n in range(60)]  # fmt: skip
+    file.write_text("\n".join(map(json.dumps, rows)))
+    settings = ("--epochs", 1, "--batch-size", 16, "--learning-rate", 1e-3, "--precision", "fp32")
+    losses = []
+    for beta in (0.1, 1.0):
+        out = tmp_path / f"out{beta}"
+        data = ("--data", file, "--model", small, "--out", out, "--beta", beta)
+        assert here("finetune", *data, *settings) == 0
+        records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        losses.append([record["loss"] for record in records if "loss" in record])
+    assert losses[0][0] == pytest.approx(losses[1][0], abs=1e-5)  # ln 2, whatever beta is
+    assert losses[1][-1] < losses[0][-1] - 0.01
+
+
+def test_completions_with_a_label_are_not_taken_for_good_answers(small, tmp_path, capfd):
+    file = tmp_path / "judged.jsonl"
+    rows = [{"prompt": f"key {n}?", "completion": "no", "label": n % 2} for n in range(40)]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    data = ("--data", file, "--model", small, "--out", tmp_path / "out")
+    assert here("finetune", *data) == 2
+    assert "has no column 'text'" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

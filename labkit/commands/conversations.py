@@ -7,6 +7,7 @@ Both are JSON lines in the forms that TRL reads (`labkit.text.conversations`). B
 the test examples stand those of the model as it came.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,20 +34,25 @@ from labkit.evaluation import preferred, with_reference
 from labkit.evaluation.intervals import Interval
 from labkit.evaluation.language import mean_loss
 from labkit.objectives import DPO, causal_lm
-from labkit.text import files
 from labkit.text.conversations import Preference, read_conversations, read_preferences
 from labkit.text.corpora import SPLITS
 
 
-def read(options: Finetune) -> Task:
-    """Conversations or preferences ("answers") of all splits, by what their first turns say.
+def read_chats(options: Finetune) -> Task:
+    """Conversations ("answers") of all splits, by what the user asks first ("texts").
 
     Raises:
         LabError: a row that is none, or a split without one.
     """
-    kind = "dpo" if options.task == "dpo" or _prefers(options) else "chat"
-    reader: Any = read_preferences if kind == "dpo" else read_conversations
+    return _task("chat", read_conversations, options)
 
+
+def read_pairs(options: Finetune) -> Task:
+    """Preferences, in the same way."""
+    return _task("dpo", read_preferences, options)
+
+
+def _task(kind: str, reader: Callable[[str | Path], list[Any]], options: Finetune) -> Task:
     def rows(path: str | Path) -> list[tuple[str, Any]]:
         return [(_beginning(row), row) for row in reader(path)]
 
@@ -55,22 +61,25 @@ def read(options: Finetune) -> Task:
     return Task(kind, [], texts, {split: [row[1] for row in splits[split]] for split in SPLITS})
 
 
-def _prefers(options: Finetune) -> bool:
-    return options.task == "auto" and "chosen" in next(files.iterate_rows(options.data))
-
-
 def _beginning(row: Any) -> str:
     """What the user asks first: conversations that begin alike are in one split."""
     turns = row.prompt if isinstance(row, Preference) else row
     return next(turn["content"] for turn in turns if turn["role"] == "user")
 
 
-class Chats(Learner):
-    """Conversations: the loss counts every turn of the assistant."""
+class _Talks(Learner):
+    """What ends as a model that one talks with."""
 
     @property
     def use(self) -> str:
         return "text-generation"
+
+    def next_step(self) -> str:
+        return f"next: labkit generate {self.options.out} --chat"
+
+
+class Chats(_Talks):
+    """Conversations: the loss counts every turn of the assistant."""
 
     def batches(self, split: str) -> Batches:
         limit = self.sizes.max_length
@@ -130,11 +139,8 @@ class Chats(Learner):
             for name, score in scores.items()
         ]
 
-    def next_step(self) -> str:
-        return f"next: labkit generate {self.options.out} --chat"
 
-
-class Preferences(Learner):
+class Preferences(_Talks):
     """Pairs of answers, learned with DPO; the reference is the model that the run begins from."""
 
     def __post_init__(self) -> None:
@@ -145,10 +151,6 @@ class Preferences(Learner):
     def objective(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """`DPO` with the asked beta."""
         return DPO(self.options.beta)(model, batch)
-
-    @property
-    def use(self) -> str:
-        return "text-generation"
 
     def batches(self, split: str) -> Batches:
         """The first call reads the pairs with the model as it came, so it must come before any
@@ -195,9 +197,6 @@ class Preferences(Learner):
 
     def rows(self, evaluation: dict[str, Any]) -> list[dict[str, str]]:
         return _preference_rows({"this model": evaluation["test"], **evaluation["baselines"]})
-
-    def next_step(self) -> str:
-        return f"next: labkit generate {self.options.out} --chat"
 
 
 def _preference_rows(scores: dict[str, dict[str, Any]]) -> list[dict[str, str]]:

@@ -71,8 +71,8 @@ def read(options: Finetune) -> Task:
         "tagging": _tagged,
         "qa": questions.read,
         "seq2seq": answers.read,
-        "chat": conversations.read,
-        "dpo": conversations.read,
+        "chat": conversations.read_chats,
+        "dpo": conversations.read_pairs,
     }
     task = readers[kind](options)
     return _apart(task, options) if _files(options) else task
@@ -125,12 +125,12 @@ def _kind(options: Finetune) -> str:
     if Path(options.data).suffix.lower() not in (".csv", ".tsv", ".jsonl"):
         return "text"
     columns = next(files.iterate_rows(options.data))
-    if "messages" in columns or ("prompt" in columns and "completion" in columns):
-        return "chat"
+    if options.label_column in columns:  # also beside prompt and completion: not all are good
+        return "classification"
     if "chosen" in columns and "rejected" in columns:
         return "dpo"
-    if options.label_column in columns:
-        return "classification"
+    if "messages" in columns or ("prompt" in columns and "completion" in columns):
+        return "chat"
     if options.question_column in columns and options.context_column in columns:
         return "qa"
     if options.source_column in columns and options.target_column in columns:
