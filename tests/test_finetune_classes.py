@@ -62,15 +62,18 @@ def evaluation(out: Path) -> dict:
 # --- what is settled from the data -------------------------------------------------------------
 
 
-def settled(train: int, validation: int = 100, width: int = 384, **asked) -> tuple:
+def settled(
+    train: int, validation: int = 100, width: int = 384, kind: str = "classification", **asked
+) -> tuple:
     tokenizer = train_bpe(["some words to learn " * 20], 300)
     texts = {"train": ["some words"] * train, "validation": [], "test": []}
-    task = Task("classification", ["a", "b"], texts, {"train": [0] * train})
+    answers = ["a word"] * train if kind == "instruction" else [0] * train
+    task = Task(kind, ["a", "b"], texts, {"train": answers})
     shape = {"d_model": width, "num_layers": 1, "num_heads": 2, "d_ff": 8, "num_labels": 2}
     config = TransformerConfig(vocab_size=300, context_length=512, kind="encoder", **shape)
     options = Finetune(**asked)
     sizes = recipe.sizes(options, task, Transformer(config), tokenizer)
-    return sizes, recipe.recipe(options, sizes, train, validation, "classification")
+    return sizes, recipe.recipe(options, sizes, train, validation, kind)
 
 
 @pytest.mark.parametrize("train", [80, 800])
@@ -87,6 +90,25 @@ def test_many_examples_get_three_epochs_in_larger_batches():
 
 def test_the_rate_falls_with_the_width():
     assert [settled(80, width=w)[0].learning_rate for w in (192, 384, 768)] == [2e-4, 1e-4, 5e-5]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "encoder", "language_model"),
+    [
+        ("full", 1e-4, 5e-5),
+        ("lora", 1e-3, 5e-4),
+        ("adapters", 1e-3, 5e-4),
+        ("bitfit", 1e-3, 5e-4),
+        ("prompt", 1e-2, 1e-1),
+        ("prefix", 1e-2, 3e-2),
+        ("head", 1e-3, 1e-3),
+    ],
+)
+def test_each_strategy_has_the_rate_that_was_measured_for_it(strategy, encoder, language_model):
+    assert settled(80, strategy=strategy)[0].learning_rate == encoder
+    assert settled(80, strategy=strategy, learning_rate=7e-4)[0].learning_rate == 7e-4
+    written = settled(80, strategy=strategy, kind="instruction")[0]
+    assert written.learning_rate == language_model
 
 
 @pytest.mark.parametrize("validation", [10, 100])

@@ -215,7 +215,7 @@ class Finetune:
     """A text longer than max_length is read in up to this many pieces, not cut; at least 1."""
     learning_rate: float | None = None
     """Peak rate, above 0; None: by the width of a classifier, 1e-4 at 384; else 5e-5; of another
-    strategy than full a multiple of it."""
+    strategy than full its own."""
     patience: int | None = None
     """Evaluations without a better validation loss before stopping; 0: never; None: by the data."""
     restore_best: bool | None = None
