@@ -47,5 +47,6 @@ CLAIMS: dict[str, tuple[float, float]] = {
     "llm forgetting, plain": (0.01, 0.035),
     "llm forgetting, replay": (0.02, 0.045),
     "llm gain, replay": (-0.0132, -0.013),
+    "llm gain, adapter per task": (-0.0108, -0.0106),
     "redraw_seconds": (0.0, 0.2),
 }
