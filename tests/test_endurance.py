@@ -46,6 +46,17 @@ def begin(out: Path) -> subprocess.Popen:
     return process
 
 
+def saved_step(run: Path) -> int:
+    newest = checkpoint.newest(run / "checkpoints") if run.exists() else None
+    return newest.step if newest else 0
+
+
+def recorded(run: Path) -> int:
+    """Updates in the log of metrics."""
+    log = run / "metrics.jsonl"
+    return log.read_text().count("\n") if log.exists() else 0
+
+
 @pytest.mark.slow
 def test_killed_at_twenty_random_moments_a_run_ends_bit_equal(tmp_path):
     """SIGKILL while it restores, trains, saves or prunes: the end is that of an undisturbed run."""
@@ -54,28 +65,23 @@ def test_killed_at_twenty_random_moments_a_run_ends_bit_equal(tmp_path):
     try:
         whole = tiny_model(dropout=0.1)
         settings = config(**SETTINGS, out=tmp_path / "whole")
-        started = time.monotonic()
         train(whole, causal_lm, ragged_batches(), settings)
-        seconds = time.monotonic() - started
     finally:
         torch.set_num_threads(threads)
     moments = random.Random(0)
     run, found = tmp_path / "run", []
-    log = run / "metrics.jsonl"
     for kill in range(KILLS):
         process = begin(run)
-        if kill % 2:  # at work: some time after it has added a record
-            done = log.stat().st_size if log.exists() else 0
-            while process.poll() is None and not (log.exists() and log.stat().st_size > done):
-                time.sleep(0.001)
-            time.sleep(moments.uniform(0.0, seconds / KILLS))
-        else:  # perhaps while it still restores
-            time.sleep(moments.uniform(0.0, 1.0))
+        # More than a kill loses, and so few that all lives together do not end the run.
+        target = saved_step(run) + moments.randrange(SETTINGS["save_every"] + 1, STEPS // KILLS)
+        # Every second life may end earlier, perhaps while it still restores.
+        deadline = time.monotonic() + (60.0 if kill % 2 else moments.uniform(0.0, 1.0))
+        while recorded(run) < target and time.monotonic() < deadline:
+            time.sleep(0.001)
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert process.returncode == -signal.SIGKILL, "the run ended before it was killed"
-        newest = checkpoint.newest(run / "checkpoints") if run.exists() else None
-        found.append(newest.step if newest else 0)
+        found.append(saved_step(run))
     assert found == sorted(found), "a kill cost more than the steps since the last checkpoint"
     assert len(set(found)) > KILLS // 4, f"the kills fell on too few different moments: {found}"
     last = begin(run)

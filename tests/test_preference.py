@@ -381,6 +381,45 @@ def test_finetune_on_preferences_says_who_gained(small, tmp_path, capsys):
     assert "chosen gained more" in capsys.readouterr().out
 
 
+def test_evaluate_says_which_answer_is_likelier(small, tokenizer, tmp_path, capsys):
+    file = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"Where is key {n}?", "chosen": "In the box, there.", "rejected": f"no {n}"}
+            for n in range(9)]  # fmt: skip
+    rows.append({"prompt": "Where?", "chosen": "no", "rejected": "In the box."})
+    file.write_text("\n".join(map(json.dumps, rows)))
+    assert here("evaluate", small, "--data", file, "--json") == 0
+    found = json.loads(capsys.readouterr().out)["scores"][str(file)]
+    model, likelier, a_token = model_of(tokenizer), [], []
+    for it in map(conversations.preference, rows):
+        sums = by_hand(tokenizer, model, it).tolist()
+        answers_ = (it.chosen[0]["content"], it.rejected[0]["content"])
+        lengths = [len(tokenizer.encode(answer)) + 1 for answer in answers_]  # and the end
+        likelier.append(sums[0] > sums[1])
+        a_token.append(sums[0] / lengths[0] > sums[1] / lengths[1])
+    assert likelier != a_token, "the two would not be told apart"
+    assert found["likelier"]["estimate"] == pytest.approx(sum(likelier) / len(rows))
+    assert found["likelier a token"]["estimate"] == pytest.approx(sum(a_token) / len(rows))
+    assert found["shorter"]["estimate"] == pytest.approx(0.1)
+    assert found["pairs"] == 10
+    assert here("evaluate", small, "--data", file, "--context-length", 4) == 2
+    assert "no row of" in capsys.readouterr().err
+
+
+def test_evaluate_reads_the_answers_of_conversations(small, tokenizer, tmp_path, capsys):
+    file = tmp_path / "chats.jsonl"
+    rows = [{"messages": answers(["Where?", "In the box."])}, {"prompt": "Hi", "completion": "no"}]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    assert here("evaluate", small, "--data", file, "--json") == 0
+    found = json.loads(capsys.readouterr().out)["scores"][str(file)]
+    examples = [conversation_example(tokenizer, conversations.conversation(row)) for row in rows]
+    sums = [causal_lm(model_of(tokenizer), {k: v[None] for k, v in e.items()}) for e in examples]
+    total, count = (sum(float(it) for it in side) for side in zip(*sums, strict=True))
+    assert found["loss"] == pytest.approx(total / count, rel=1e-5)
+    assert found["tokens"] == count
+    assert here("evaluate", small, "--data", file, "bbc_news") == 2
+    assert "of one kind" in capsys.readouterr().err
+
+
 def test_beta_reaches_the_loss(small, tmp_path):
     file = tmp_path / "pairs.jsonl"
     rows = [{"prompt": f"Where is key {n}?", "chosen": "In it.", "rejected": f"no {n}"}

@@ -1,16 +1,19 @@
-"""`labkit finetune --task chat` and `--task dpo`: conversations, and answers that are preferred.
+"""`--task chat` and `--task dpo`, and `labkit evaluate` on such files: conversations, preferences.
 
     chat   {"messages": [...]}               ──> loss on what the assistant says, its end included
     dpo    {"prompt", "chosen", "rejected"}  ──> the start reads the pairs ──> DPO ──> who gained
 
 Both are JSON lines in the forms that TRL reads (`labkit.text.conversations`). Beside the scores of
-the test examples stand those of the model as it came.
+the test examples stand those of the model as it came; `evaluate` has no start to compare with, and
+says which of two answers is likelier, as a whole and per token, beside which one is shorter.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from labkit import runtime
@@ -25,16 +28,24 @@ from labkit.batches import (
     preference_example,
 )
 from labkit.commands.learning import Learner
-from labkit.commands.options import Finetune
+from labkit.commands.options import Evaluate, Finetune
 from labkit.commands.recipe import conversation_tokens
 from labkit.commands.shell import note, say, table
 from labkit.commands.tasks import Task, file_splits
 from labkit.errors import LabError
 from labkit.evaluation import preferred, with_reference
-from labkit.evaluation.intervals import Interval
+from labkit.evaluation.intervals import Interval, bootstrap_interval
 from labkit.evaluation.language import mean_loss
+from labkit.generation.loaded import LanguageModel
+from labkit.models.config import context_length
 from labkit.objectives import DPO, causal_lm
-from labkit.text.conversations import Preference, read_conversations, read_preferences
+from labkit.text import files
+from labkit.text.conversations import (
+    Preference,
+    read_conversations,
+    read_preferences,
+    row_kind,
+)
 from labkit.text.corpora import SPLITS
 
 
@@ -199,22 +210,106 @@ class Preferences(_Talks):
         return _preference_rows({"this model": evaluation["test"], **evaluation["baselines"]})
 
 
-def _preference_rows(scores: dict[str, dict[str, Any]]) -> list[dict[str, str]]:
-    def share(it: dict[str, float]) -> str:
-        low, high = it["low"], it["high"]
-        return f"{it['estimate']:.1%} ({low:.1%} to {high:.1%})"
+def _share(it: dict[str, float]) -> str:
+    return f"{it['estimate']:.1%} ({it['low']:.1%} to {it['high']:.1%})"
 
+
+def _preference_rows(scores: dict[str, dict[str, Any]]) -> list[dict[str, str]]:
     def nats(it: dict[str, float]) -> str:
         return f"{Interval(**it).estimate:+.2f}"
 
     return [
         {
             "model": name,
-            "chosen gained more": share(score["gained more"]),
-            "chosen is likelier": share(score["likelier"]),
+            "chosen gained more": _share(score["gained more"]),
+            "chosen is likelier": _share(score["likelier"]),
             "chosen, nats": nats(score["chosen"]),
             "rejected, nats": nats(score["rejected"]),
             "pairs": f"{score['pairs']:,}",
         }
         for name, score in scores.items()
+    ]
+
+
+# --- files for `labkit evaluate` -----------------------------------------------------------------
+
+
+def file_kind(source: str) -> str | None:
+    """ "chat" or "dpo" by the first row of a jsonl file; None of any other source."""
+    path = Path(source)
+    if path.suffix.lower() != ".jsonl" or not path.is_file():
+        return None
+    return row_kind(next(files.iterate_rows(path), {}))
+
+
+def score(opened: LanguageModel, options: Evaluate) -> Callable[[str], dict[str, Any]]:
+    """A jsonl file of conversations or preferences -> its scores, without any training.
+
+    Raises:
+        LabError: a row that is neither, or longer than the model reads.
+    """
+    limit = options.context_length or context_length(opened.model)
+    tokenizer, precision = opened.tokenizer, options.precision
+
+    def fitting(source: str, rows: Sequence[Any]) -> list[Any]:
+        kept = [row for row in rows if conversation_tokens(tokenizer, row) <= limit + 1]
+        if not kept:
+            raise LabError(f"no row of {source} fits into context_length {limit}: choose longer")
+        if left := len(rows) - len(kept):
+            note(f"{left} rows of {source} are longer than {limit} tokens: left out")
+        return kept
+
+    def batches(examples: list[Example], collate: Callable[..., Batch]) -> Batches:
+        return Batches(examples, options.batch_size, collate, shuffle=False)
+
+    def chats(source: str) -> dict[str, Any]:
+        rows = fitting(source, read_conversations(source))
+        examples = [conversation_example(tokenizer, row) for row in rows]
+        read = batches(examples, Pad(tokenizer.pad_id))
+        loss, count = mean_loss(opened.model, causal_lm, read, precision=precision)
+        return {"loss": loss, "perplexity": float(np.exp(loss)), "tokens": count, "rows": len(rows)}
+
+    def pairs(source: str) -> dict[str, Any]:
+        rows = fitting(source, read_preferences(source))
+        examples = [preference_example(tokenizer, row) for row in rows]
+        lengths_P2 = torch.tensor(
+            [[_counted(e, "chosen"), _counted(e, "rejected")] for e in examples]
+        )
+        examples = [{**example, "reference": torch.zeros(2)} for example in examples]
+        read = batches(examples, PadPreferences(tokenizer.pad_id))
+        logs_P2 = preferred(opened.model, read, precision).now_P2
+        return {
+            "likelier": _first_larger(logs_P2),
+            "likelier a token": _first_larger(logs_P2 / lengths_P2),
+            "shorter": _first_larger(-lengths_P2),
+            "pairs": len(rows),
+        }
+
+    return lambda source: (pairs if file_kind(source) == "dpo" else chats)(source)
+
+
+def _counted(example: Example, side: str) -> int:
+    return int((example[f"{side}_labels"] != IGNORE_INDEX).sum())
+
+
+def _first_larger(values_P2: Tensor) -> dict[str, float]:
+    """Share of the rows whose first value is the larger one, with its interval; a tie is half."""
+    difference_P = values_P2[:, 0] - values_P2[:, 1]
+    first_P = (difference_P > 0).double() + 0.5 * (difference_P == 0).double()
+    return bootstrap_interval(np.mean, first_P.numpy())._asdict()
+
+
+def score_rows(scores: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row a file, for the table of `labkit evaluate`."""
+    return [
+        {
+            "data": source,
+            "chosen is likelier": _share(found["likelier"]),
+            "likelier a token": _share(found["likelier a token"]),
+            "chosen is shorter": _share(found["shorter"]),
+            "pairs": f"{found['pairs']:,}",
+        }
+        if "pairs" in found
+        else {"data": source, **found}
+        for source, found in scores.items()
     ]

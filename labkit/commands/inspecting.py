@@ -18,7 +18,7 @@ from torch import Tensor
 
 from labkit import runtime
 from labkit.atomic import write_text
-from labkit.commands import answers, choices, questions, tagging
+from labkit.commands import answers, choices, conversations, questions, tagging
 from labkit.commands.options import Classify, Evaluate, Generate, check
 from labkit.commands.scoring import class_table, classifier_scores, say_classes, score_rows
 from labkit.commands.shell import counted, note, say, table
@@ -125,6 +125,9 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
         score = _language_score(opened, options)
         if opened.answers_sources:
             score, rows = answers.score(opened, options), answers.score_rows
+        elif any(kinds := [conversations.file_kind(source) for source in options.data]):
+            check(len(set(kinds)) == 1, options, "data", "files of one kind: score them apart")
+            score, rows = conversations.score(opened, options), conversations.score_rows
     scores = {source: score(source) for source in options.data}
     if options.json:
         say(json.dumps({"model": str(options.model), "scores": scores}))

@@ -269,7 +269,8 @@ class Evaluate:
     """Score a model on data: bits per byte of a language model, accuracy of a classifier.
 
     Of a tagger entity F1, of a reader of answers exact match and F1, of a model that answers
-    sources BLEU and chrF. With --choices: how often the right choice is the likeliest.
+    sources BLEU and chrF. Of a file with messages the loss of the answers, of one with chosen and
+    rejected which is likelier. With --choices: how often the right choice is the likeliest.
     """
 
     model: Positional[Path] = Path("runs/pretrain")

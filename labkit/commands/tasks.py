@@ -22,6 +22,7 @@ from labkit.commands.shell import note
 from labkit.errors import LabError
 from labkit.text import conll, corpora, files
 from labkit.text.cleaning import collapse_whitespace, split_by_hash
+from labkit.text.conversations import row_kind
 from labkit.text.corpora import SPLITS
 
 
@@ -127,10 +128,8 @@ def _kind(options: Finetune) -> str:
     columns = next(files.iterate_rows(options.data))
     if options.label_column in columns:  # also beside prompt and completion: not all are good
         return "classification"
-    if "chosen" in columns and "rejected" in columns:
-        return "dpo"
-    if "messages" in columns or ("prompt" in columns and "completion" in columns):
-        return "chat"
+    if talk := row_kind(columns):
+        return talk
     if options.question_column in columns and options.context_column in columns:
         return "qa"
     if options.source_column in columns and options.target_column in columns:

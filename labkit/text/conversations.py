@@ -10,9 +10,9 @@ A text that stands for a list is one turn: a prompt of the user, an answer of th
 Source: "Dataset formats and types" in the documentation of TRL.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from labkit.errors import LabError
 from labkit.text import files
@@ -50,6 +50,19 @@ def read_preferences(path: str | Path) -> list[Preference]:
         LabError: no such columns, answers that are equal, or turns that are none; the row is named.
     """
     return [preference(row, where) for where, row in _rows(path)]
+
+
+def row_kind(columns: Container[str]) -> Literal["chat", "dpo"] | None:
+    """What a row with these columns is: a conversation, a preference, or neither.
+
+    >>> row_kind({"prompt", "chosen", "rejected"}), row_kind({"prompt", "label"})
+    ('dpo', None)
+    """
+    if all(name in columns for name in PREFERENCE_COLUMNS):
+        return "dpo"
+    if any(all(name in columns for name in form) for form in CHAT_COLUMNS):
+        return "chat"
+    return None
 
 
 def conversation(row: Mapping[str, Any], where: str = "the row") -> list[Message]:
