@@ -5,10 +5,17 @@ import os
 import pytest
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
+from training import ragged_batches, tiny_model
 
+from labkit import optim
 from labkit.errors import LabError
-from labkit.parallel import Ranks, collectives
+from labkit.models import Transformer
+from labkit.objectives import causal_lm
+from labkit.parallel import DataParallel, Ranks, collectives
+from labkit.training.distributed import Step
 
 pytestmark = pytest.mark.multi
 
@@ -17,6 +24,42 @@ pytestmark = pytest.mark.multi
 def ranks(request):
     with Ranks(request.param) as started:
         yield started
+
+
+BOUND = 1e-10
+"""In float64, where a difference is one of the mathematics. AdamW's first update is about the sign
+of each gradient: in float32 an entry near 0 has any sign."""
+
+
+def double_model(**changes) -> Transformer:
+    return tiny_model(**changes).double()
+
+
+def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+def after_one_update(model: nn.Module, count: float) -> dict[str, torch.Tensor]:
+    """The weights after AdamW with the mean gradient: the sum, divided by the count of all."""
+    for p in model.parameters():
+        p.grad /= count
+    optim.build(model, learning_rate=1e-2).step()
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def alone() -> tuple[float, dict, dict]:
+    """One process: loss, gradients, and weights after an update of the whole batch."""
+    model = double_model()
+    (batch,) = ragged_batches().micro_batches(0)
+    loss_sum, count = causal_lm(model, batch)
+    loss_sum.backward()
+    return float(loss_sum.detach() / count), gradients(model), after_one_update(model, float(count))
+
+
+def furthest(found: dict, exact: dict) -> float:
+    """The largest difference of any tensor, relative to its largest entry."""
+    assert set(found) == set(exact)
+    return max(float((found[k] - exact[k]).abs().max() / exact[k].abs().max()) for k in exact)
 
 
 # --- the processes -----------------------------------------------------------------------------
@@ -99,3 +142,84 @@ def test_collectives_equal_torchs_and_send_as_little_as_the_formula_says(ranks, 
     if N > 2 and n > 100:  # a + b is b + a
         drifting = [answer["drifting"] for answer in answers]
         assert not torch.equal(drifting[0], drifting[1]), "an order of one's own, bits of one's own"
+
+
+# --- data parallel -----------------------------------------------------------------------------
+
+
+def summed(*values: torch.Tensor) -> list[float]:
+    """Numbers summed over ranks."""
+    return collectives.all_reduce(torch.stack([v.double() for v in values])).tolist()
+
+
+def data_parallel(bucket_bytes: int, micro: int | None) -> dict:
+    """One update of a part of the batch; the ranks begin with weights of their own."""
+    rank, size = collectives.place()
+    model, early = double_model(seed=rank), []
+    last = model.embedding.weight  # its gradient is the last to be ready
+    last.register_post_accumulate_grad_hook(lambda _: early.append(copies.launched))
+    copies = DataParallel(model, bucket_bytes)
+    parts = ragged_batches().micro_batches(0, micro, rank, size)
+    loss_sum, count = torch.zeros(()), torch.zeros(())
+    with collectives.counted() as sent:
+        for i, batch in enumerate(parts):
+            part_sum, part_count = causal_lm(model, batch)
+            if i < len(parts) - 1:
+                with copies.quiet():
+                    part_sum.backward()
+            else:
+                part_sum.backward()
+            loss_sum, count = loss_sum + part_sum.detach(), count + part_count
+        copies.finish()
+    found = gradients(model)
+    loss, total = summed(loss_sum, count)
+    return {
+        "loss": loss / total, "gradients": found, "weights": after_one_update(model, total),
+        "early": early[-1], "buckets": len(copies.buckets), "sent": sent,
+        "bytes": sum(p.nbytes for p in model.parameters()),
+    }  # fmt: skip
+
+
+def witness() -> tuple[dict, dict]:
+    """torch's DDP, whose gradient is a mean over ranks; and the mean of the ranks' means."""
+    rank, size = collectives.place()
+    model = double_model()
+    (batch,) = ragged_batches().micro_batches(0, None, rank, size)
+    wrapped = DistributedDataParallel(Step(model, causal_lm))
+    wrapped(batch)[0].backward()
+    theirs = {name: p.grad * size for name, p in model.named_parameters()}
+    model.zero_grad()
+    copies = DataParallel(model)
+    loss_sum, count = causal_lm(model, batch)
+    (loss_sum / count).backward()
+    copies.finish()
+    return theirs, {name: g / size for name, g in gradients(model).items()}
+
+
+@pytest.mark.parametrize(("bucket_bytes", "micro"), [(4000, None), (2**20, 1)])
+def test_data_parallel_equals_one_process(ranks, bucket_bytes, micro):
+    loss, exact, updated = alone()
+    answers = ranks.run(data_parallel, bucket_bytes, micro)
+    for answer in answers:
+        assert answer["loss"] == pytest.approx(loss, rel=BOUND)
+        assert furthest(answer["gradients"], exact) < BOUND
+        assert furthest(answer["weights"], updated) < BOUND
+        assert furthest(answer["weights"], answers[0]["weights"]) == 0, "copies stay copies"
+    N = ranks.size
+    assert sum(a["sent"].bytes for a in answers) == 2 * (N - 1) * answers[0]["bytes"]
+
+
+def test_buckets_leave_before_the_backward_pass_ends(ranks):
+    many, one = (ranks.run(data_parallel, size, None)[0] for size in (4000, 2**20))
+    assert many["buckets"] > 6
+    assert many["early"] >= many["buckets"] - 2
+    assert (one["buckets"], one["early"]) == (1, 0), "a single bucket waits for the last gradient"
+
+
+def test_data_parallel_equals_torchs_and_a_mean_of_means_does_not(ranks):
+    _, exact, _ = alone()
+    (batch,) = ragged_batches().micro_batches(0)
+    count = float((batch["labels"] != -100).sum())
+    for theirs, naive in ranks.run(witness):
+        assert furthest(theirs, exact) < BOUND
+        assert furthest({k: g * count for k, g in naive.items()}, exact) > 1e-2
