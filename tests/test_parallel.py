@@ -6,16 +6,17 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 from training import ragged_batches, tiny_model
 
-from labkit import optim
+from labkit import optim, runtime
 from labkit.errors import LabError
 from labkit.models import Transformer
 from labkit.objectives import causal_lm
-from labkit.parallel import DataParallel, Ranks, collectives
-from labkit.training.distributed import Step
+from labkit.parallel import DataParallel, Ranks, Zero, ZeroThree, collectives
+from labkit.training.distributed import Step, parallelise
 
 pytestmark = pytest.mark.multi
 
@@ -44,6 +45,10 @@ def after_one_update(model: nn.Module, count: float) -> dict[str, torch.Tensor]:
     for p in model.parameters():
         p.grad /= count
     optim.build(model, learning_rate=1e-2).step()
+    return detached(model)
+
+
+def detached(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
@@ -223,3 +228,99 @@ def test_data_parallel_equals_torchs_and_a_mean_of_means_does_not(ranks):
     for theirs, naive in ranks.run(witness):
         assert furthest(theirs, exact) < BOUND
         assert furthest({k: g * count for k, g in naive.items()}, exact) > 1e-2
+
+
+# --- ZeRO --------------------------------------------------------------------------------------
+
+
+def zero_update(stage: int, spoil: str = "") -> dict:
+    """One update under a stage, from this rank's part of the batch in two micro-batches."""
+    rank, size = collectives.place()
+    model = double_model()
+    parameters = list(model.parameters())
+    bytes_in_all = sum(p.nbytes for p in parameters)
+    zero = ZeroThree(model) if stage == 3 else Zero(model, stage)
+    units = [s.unit for s in zero.sharded] if isinstance(zero, ZeroThree) else zero.units
+    for unit in units:
+        if spoil == "decay":
+            unit.decays_c = torch.ones_like(unit.decays_c)
+    gathered, all_gather = [], collectives.all_gather
+
+    def watched(chunk_c, out_n, group=None):
+        gathered.append(StorageWeakRef(out_n.untyped_storage()))
+        return all_gather(chunk_c, out_n, group)
+
+    loss_sum, count = torch.zeros(()), torch.zeros(())
+    parts = ragged_batches().micro_batches(0, 4 // size, rank, size)
+    with pytest.MonkeyPatch.context() as patch, collectives.counted() as sent:
+        patch.setattr(collectives, "all_gather", watched)
+        if spoil == "own gradient":
+            patch.setattr(collectives, "reduce_scatter", lambda x, _: x.tensor_split(size)[rank])
+        for batch in parts:
+            part = zero(causal_lm, batch) if stage == 3 else causal_lm(model, batch)
+            kept = sum(not storage.expired() for storage in gathered)
+            part[0].backward()
+            loss_sum, count = loss_sum + part[0].detach(), count + part[1]
+        sent_before = sent.bytes
+        held = zero.held()
+        grads = zero.whole(gradients=True) if stage == 3 else None
+    _, total = summed(loss_sum, count)
+    with collectives.counted() as in_step:
+        zero.step(total, learning_rate=1e-2)
+    return {
+        "weights": zero.whole() if stage == 3 else detached(model),
+        "gradients": grads, "held": held, "after": zero.held(), "kept": kept,
+        "left": sum(p.numel() for p in parameters), "bytes": bytes_in_all,
+        "most_whole": getattr(zero, "most_whole", None), "sent": sent_before, "parts": len(parts),
+        "most_gradients": getattr(zero, "most_gradients", None), "in_step": in_step.bytes,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_zero_stage_is_adamw_and_holds_its_share(ranks, stage):
+    _, exact, updated = alone()
+    N, answers = ranks.size, ranks.run(zero_update, stage)
+    P = answers[0]["bytes"]
+    about_a_share = pytest.approx(P / N, rel=0.01)
+    for answer in answers:
+        assert furthest(answer["weights"], updated) < BOUND
+        held = answer["held"]
+        assert held.optimizer == pytest.approx(2 * P / N, rel=0.01)
+        assert held.gradients == (P if stage == 1 else about_a_share)
+        assert held.weights == (about_a_share if stage == 3 else P)
+        assert answer["after"].gradients == 0
+        if stage < 3:
+            assert (answer["most_gradients"] < P) == (stage == 2)
+        else:
+            assert furthest(answer["gradients"], exact) < BOUND
+            assert answer["left"] == 0, "the parameters that the model had hold nothing"
+            assert answer["most_whole"] == 1, "one block at a time"
+            assert answer["kept"] == 0, "autograd keeps no gathered weight"
+    sent, in_step = (sum(a[key] for a in answers) for key in ("sent", "in_step"))
+    per_backward, per_step = {1: (0, 2), 2: (1, 1), 3: (3, 0)}[stage]
+    assert sent == per_backward * answers[0]["parts"] * (N - 1) * P
+    assert in_step == per_step * (N - 1) * P
+
+
+@pytest.mark.parametrize("spoil", ["decay", "own gradient"])
+def test_zero_with_decaying_vectors_or_without_the_others_is_another_optimizer(ranks, spoil):
+    _, _, updated = alone()
+    for stage in (2, 3):
+        for answer in ranks.run(zero_update, stage, spoil):
+            assert furthest(answer["weights"], updated) > 1e-4
+
+
+def torchs_shards() -> dict:
+    """Gradients under `fully_shard`, which divides by the number of ranks."""
+    rank, size = collectives.place()
+    model = double_model()
+    (batch,) = ragged_batches().micro_batches(0, None, rank, size)
+    step = parallelise(Step(model, causal_lm), runtime.world(), "fsdp")
+    step(batch)[0].backward()
+    return {name: p.grad.full_tensor() * size for name, p in model.named_parameters()}
+
+
+def test_stage_three_agrees_with_fully_shard(ranks):
+    _, exact, _ = alone()
+    for found in ranks.run(torchs_shards):
+        assert furthest(found, exact) < BOUND

@@ -1,7 +1,11 @@
 from . import collectives as collectives
 from . import data_parallel as data_parallel
 from . import processes as processes
+from . import zero as zero
 from .collectives import Traffic as Traffic
 from .collectives import counted as counted
 from .data_parallel import DataParallel as DataParallel
 from .processes import Ranks as Ranks
+from .zero import Held as Held
+from .zero import Zero as Zero
+from .zero import ZeroThree as ZeroThree
