@@ -1,11 +1,18 @@
 """Many processes by hand: each way to divide the work against one process, and what is sent."""
 
+import dataclasses
 import os
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    parallelize_module,
+)
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
@@ -13,9 +20,21 @@ from training import ragged_batches, tiny_model
 
 from labkit import optim, runtime
 from labkit.errors import LabError
-from labkit.models import Transformer
+from labkit.models import Transformer, TransformerConfig
 from labkit.objectives import causal_lm
-from labkit.parallel import DataParallel, Ranks, Zero, ZeroThree, collectives
+from labkit.parallel import (
+    Column,
+    DataParallel,
+    Ranks,
+    Row,
+    Zero,
+    ZeroThree,
+    collectives,
+    tensor,
+    tensor_parallel,
+    vocabulary_lm,
+    whole_tensors,
+)
 from labkit.training.distributed import Step, parallelise
 
 pytestmark = pytest.mark.multi
@@ -52,9 +71,9 @@ def detached(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
-def alone() -> tuple[float, dict, dict]:
+def alone(model: nn.Module | None = None) -> tuple[float, dict, dict]:
     """One process: loss, gradients, and weights after an update of the whole batch."""
-    model = double_model()
+    model = double_model() if model is None else model
     (batch,) = ragged_batches().micro_batches(0)
     loss_sum, count = causal_lm(model, batch)
     loss_sum.backward()
@@ -324,3 +343,122 @@ def test_stage_three_agrees_with_fully_shard(ranks):
     _, exact, _ = alone()
     for found in ranks.run(torchs_shards):
         assert furthest(found, exact) < BOUND
+
+
+# --- tensor parallel ---------------------------------------------------------------------------
+
+SMALL = {"vocab_size": 32, "context_length": 16, "d_model": 32, "num_layers": 2, "d_ff": 64}
+SHAPES = {
+    "llama, grouped heads": TransformerConfig.llama(num_heads=8, num_kv_heads=4, **SMALL),
+    "gpt2, biases, untied": TransformerConfig.gpt2(
+        num_heads=4, dropout=0.0, tied_embeddings=False, **SMALL
+    ),
+}
+
+
+def shaped(name: str, **changes) -> Transformer:
+    """A model of this shape, whose biases are not 0."""
+    torch.manual_seed(0)
+    model = Transformer(dataclasses.replace(SHAPES[name], **changes)).double()
+    for p in model.parameters():
+        if p.ndim == 1:
+            p.data += 0.1 * torch.randn_like(p)
+    return model
+
+
+def own_softmax(logits_nv, targets_n, first, group=None):
+    """Naive: the softmax of one's own part of the vocabulary."""
+    local_n = targets_n - first
+    local_n[(local_n < 0) | (local_n >= logits_nv.shape[1])] = -100
+    total = nn.functional.cross_entropy(logits_nv, local_n, ignore_index=-100, reduction="sum")
+    return tensor.sum_out(total), (targets_n != -100).sum()
+
+
+def early_bias(row: Row, x: torch.Tensor) -> torch.Tensor:
+    """Naive: the bias before the sum, so once for each rank."""
+    return tensor.sum_out(nn.functional.linear(x, row.weight, row.bias))
+
+
+#: What is left out or done naively -> (where, name, instead).
+SPOILT = {
+    "no sum of gradients": (tensor, "copy_in", lambda x, group=None: x),
+    "own softmax": (tensor, "vocabulary_cross_entropy", own_softmax),
+    "early bias": (Row, "forward", early_bias),
+}
+
+
+def tensor_parallel_update(shape: str, spoil: str = "") -> dict:
+    """One update of the whole batch by ranks that each have a part of every matrix."""
+    model = shaped(shape)
+    whole = sum(p.numel() for p in model.parameters())
+    tensor_parallel(model)
+    (batch,) = ragged_batches().micro_batches(0)
+    with pytest.MonkeyPatch.context() as patch, collectives.counted() as sent:
+        if spoil:
+            patch.setattr(*SPOILT[spoil])
+        loss_sum, count = vocabulary_lm(model, batch)
+        loss_sum.backward()
+    grads = whole_tensors(model, gradients=True)
+    after_one_update(model, float(count))
+    return {
+        "loss": float(loss_sum.detach() / count), "gradients": grads,
+        "weights": whole_tensors(model), "sent": sent.bytes, "positions": batch["labels"].numel(),
+        "share": sum(p.numel() for p in model.parameters() if p.ndim == 2) / whole,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_tensor_parallel_equals_one_process(ranks, shape):
+    loss, exact, updated = alone(shaped(shape))
+    N, answers = ranks.size, ranks.run(tensor_parallel_update, shape)
+    for answer in answers:
+        assert answer["loss"] == pytest.approx(loss, rel=BOUND)
+        assert furthest(answer["gradients"], exact) < BOUND
+        assert furthest(answer["weights"], updated) < BOUND
+        assert answer["share"] < 1.2 / N, "a rank has its share of the matrices"
+    n, layers, D = answers[0]["positions"], SMALL["num_layers"], SMALL["d_model"]
+    # Two sums a block forward and two backward, one at either end; the softmax: 2 sums, 1 gather.
+    numbers = 2 * (4 * layers + 2) * n * D + (2 * 2 + 1 * N) * n
+    assert sum(answer["sent"] for answer in answers) == 8 * (N - 1) * numbers
+
+
+@pytest.mark.parametrize("spoil", SPOILT)
+def test_tensor_parallel_done_naively_is_wrong(ranks, spoil):
+    loss, exact, _ = alone(shaped("gpt2, biases, untied"))
+    for answer in ranks.run(tensor_parallel_update, "gpt2, biases, untied", spoil):
+        assert furthest(answer["gradients"], exact) > 1e-3
+        if spoil != "no sum of gradients":
+            assert answer["loss"] != pytest.approx(loss, rel=1e-4)
+
+
+def two_layers(how: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Output and both own weight gradients of a feed-forward net, cut by us or by DTensor."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 8)).double()
+    x = torch.randn(4, 8, dtype=torch.float64)
+    if how == "ours":
+        net = nn.Sequential(Column(net[0]), net[1], Row(net[2]))
+    else:
+        mesh = init_device_mesh("cpu", (collectives.place()[1],))
+        parallelize_module(net, mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
+    y = net(x)
+    y.square().sum().backward()
+    own = [p.grad if how == "ours" else p.grad.to_local() for p in (net[0].weight, net[2].weight)]
+    return y.detach(), *own
+
+
+def test_column_and_row_cut_what_dtensor_cuts(ranks):
+    for ours, theirs in zip(
+        ranks.run(two_layers, "ours"), ranks.run(two_layers, "dtensor"), strict=True
+    ):
+        for a, b in zip(ours, theirs, strict=True):
+            assert a.shape == b.shape
+            assert_close(a, b, rtol=0, atol=1e-12)
+
+
+def test_what_cannot_be_cut_is_refused(ranks):
+    def odd():
+        tensor_parallel(shaped("llama, grouped heads", vocab_size=33))
+
+    with pytest.raises(LabError, match="vocab_size 33 does not divide among"):
+        ranks.run(odd)
