@@ -25,11 +25,17 @@ from labkit.objectives import causal_lm
 from labkit.parallel import (
     Column,
     DataParallel,
+    Pipeline,
     Ranks,
     Row,
     Zero,
     ZeroThree,
+    bubble,
     collectives,
+    gpipe,
+    one_f_one_b,
+    pipeline,
+    simulate,
     tensor,
     tensor_parallel,
     vocabulary_lm,
@@ -462,3 +468,75 @@ def test_what_cannot_be_cut_is_refused(ranks):
 
     with pytest.raises(LabError, match="vocab_size 33 does not divide among"):
         ranks.run(odd)
+
+
+# --- pipeline parallel -------------------------------------------------------------------------
+
+SCHEDULES = {"gpipe": gpipe, "1f1b": one_f_one_b}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize(("stages", "micros"), [(1, 3), (2, 2), (4, 8), (4, 2), (8, 32)])
+def test_the_bubble_is_that_of_the_formula(schedule, stages, micros):
+    done = simulate(SCHEDULES[schedule], stages, micros)
+    assert bubble(done) == pytest.approx((stages - 1) / (micros + stages - 1))
+    tasks = [SCHEDULES[schedule](stage, stages, micros) for stage in range(stages)]
+    every = {(kind, i) for kind in "FB" for i in range(micros)}
+    assert all(set(own) == every and len(own) == len(every) for own in tasks)
+
+
+def test_a_single_micro_batch_leaves_all_stages_but_one_idle():
+    assert bubble(simulate(gpipe, 4, 1)) == pytest.approx(3 / 4)
+
+
+def test_the_drawings_are_what_the_schedules_do():
+    for schedule in (gpipe, one_f_one_b):
+        rows = [[" "] * 40 for _ in range(3)]
+        for done in simulate(schedule, 3, 4):
+            name = f"{done.task.kind}{done.task.micro}──"
+            for i in range(int(2 * (done.ended - done.began))):
+                rows[done.stage][int(2 * done.began) + i] = name[i]
+        for stage, row in enumerate(rows):
+            assert f"{stage}  {''.join(row).rstrip()}" in pipeline.__doc__
+
+
+def pipeline_update(shape: str, schedule: str, spoil: bool = False) -> dict:
+    """One update of the batch in eight micro-batches by ranks that have a part of the layers."""
+    model = shaped(shape, num_layers=5)
+    stage = Pipeline(model, causal_lm)
+    if spoil:
+        stage.tied = None
+    loss_sum, count = stage.run(ragged_batches().micro_batches(0, 1), SCHEDULES[schedule])
+    own = stage.named_parameters()
+    found = {name: p.grad.clone() for name, p in own.items()}
+    after_one_update(model, float(count))
+    return {
+        "loss": float(loss_sum / count), "gradients": found, "kept": stage.most_kept,
+        "weights": {name: p.detach() for name, p in own.items()}, "ran": stage.timeline,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_pipeline_parallel_equals_one_process(ranks, shape, schedule):
+    loss, exact, updated = alone(shaped(shape, num_layers=5))
+    S, answers = ranks.size, ranks.run(pipeline_update, shape, schedule)
+    for stage, answer in enumerate(answers):
+        assert answer["loss"] == pytest.approx(loss, rel=BOUND)
+        for key, whole in (("gradients", exact), ("weights", updated)):
+            own = answer[key]
+            assert furthest(own, {name: whole[name] for name in own}) < BOUND
+        assert answer["kept"] == (8 if schedule == "gpipe" else S - stage)
+        assert [d.task for d in answer["ran"]] == SCHEDULES[schedule](stage, S, 8)
+    held = [name for answer in answers for name in answer["weights"]]
+    twice = {name for name in held if held.count(name) > 1}
+    assert set(held) == set(updated)
+    assert twice == ({"embedding.weight"} if "llama" in shape else set())
+
+
+def test_a_tied_table_needs_the_gradients_of_both_ends(ranks):
+    _, exact, _ = alone(shaped("llama, grouped heads", num_layers=5))
+    answers = ranks.run(pipeline_update, "llama, grouped heads", "1f1b", True)
+    for answer in (answers[0], answers[-1]):
+        wrong = {"embedding.weight": answer["gradients"]["embedding.weight"]}
+        assert furthest(wrong, {"embedding.weight": exact["embedding.weight"]}) > 1e-2
