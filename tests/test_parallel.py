@@ -2,6 +2,8 @@
 
 import dataclasses
 import os
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from torch.testing import assert_close
 from training import ragged_batches, tiny_model
 
 from labkit import optim, runtime
+from labkit.accounting import measure_memory
 from labkit.errors import LabError
 from labkit.models import Transformer, TransformerConfig
 from labkit.objectives import causal_lm
@@ -32,9 +35,15 @@ from labkit.parallel import (
     ZeroThree,
     bubble,
     collectives,
+    context_parallel,
     gpipe,
     one_f_one_b,
+    own_positions,
     pipeline,
+    positions,
+    ring_attention,
+    sequence,
+    sequence_parallel,
     simulate,
     tensor,
     tensor_parallel,
@@ -540,3 +549,144 @@ def test_a_tied_table_needs_the_gradients_of_both_ends(ranks):
     for answer in (answers[0], answers[-1]):
         wrong = {"embedding.weight": answer["gradients"]["embedding.weight"]}
         assert furthest(wrong, {"embedding.weight": exact["embedding.weight"]}) > 1e-2
+
+
+# --- sequence parallel, ring attention ---------------------------------------------------------
+
+
+def sequence_parallel_update(shape: str, spoil: bool = False) -> dict:
+    """One update of the whole batch, norms and residual stream cut by position."""
+    (batch,) = ragged_batches().micro_batches(0)
+    kept = {}
+    for how in (tensor_parallel, sequence_parallel):
+        model = how(shaped(shape))
+        loss = partial(lambda model: vocabulary_lm(model, batch)[0], model)
+        kept[how.__name__] = measure_memory(model, loss)
+    with pytest.MonkeyPatch.context() as patch, collectives.counted() as sent:
+        if spoil:
+            patch.setattr(sequence, "total", lambda gradient, group: gradient)
+        loss_sum, count = vocabulary_lm(model, batch)
+        loss_sum.backward()
+    grads = whole_tensors(model, gradients=True)
+    after_one_update(model, float(count))
+    return {
+        "loss": float(loss_sum.detach() / count), "gradients": grads, "sent": sent.bytes,
+        "weights": whole_tensors(model), "positions": batch["labels"].numel(),
+        "kept": {name: memory.activations for name, memory in kept.items()},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_sequence_parallel_equals_one_process_and_keeps_less(ranks, shape):
+    loss, exact, updated = alone(shaped(shape))
+    N, answers = ranks.size, ranks.run(sequence_parallel_update, shape)
+    for answer in answers:
+        assert answer["loss"] == pytest.approx(loss, rel=BOUND)
+        assert furthest(answer["gradients"], exact) < BOUND
+        assert furthest(answer["weights"], updated) < BOUND
+        kept = answer["kept"]
+        assert kept["sequence_parallel"] < (0.85 if N == 2 else 0.65) * kept["tensor_parallel"]
+    n, layers, D = answers[0]["positions"], SMALL["num_layers"], SMALL["d_model"]
+    # Halves of a sum: 4 a block forward, 6 backward, 6 at the ends; the softmax as before.
+    sums = [name for name in exact if "norm" in name or name.endswith(("out.bias", "down.bias"))]
+    in_part = sum(exact[name].numel() for name in sums)
+    numbers = (10 * layers + 6) * n * D + (2 * 2 + 1 * N) * n + 2 * in_part
+    assert sum(answer["sent"] for answer in answers) == 8 * (N - 1) * numbers
+
+
+def test_norms_of_some_positions_need_the_gradients_of_the_others(ranks):
+    shape = "llama, grouped heads"
+    _, exact, _ = alone(shaped(shape))
+    for answer in ranks.run(sequence_parallel_update, shape, True):
+        norms = {name for name in exact if "norm" in name}
+        wrong = {name: answer["gradients"][name] for name in norms}
+        assert furthest(wrong, {name: exact[name] for name in norms}) > 1e-2
+        right = {name: answer["gradients"][name] for name in set(exact) - norms}
+        assert furthest(right, {name: exact[name] for name in right}) < BOUND
+
+
+def visible_by_place(rank: int, source: int, size: int, T: int, zigzag: bool) -> torch.Tensor:
+    """Naive: the causal mask of one stripe for every stripe."""
+    return torch.ones(T, T, dtype=torch.bool).tril()
+
+
+def visible_at_home(rank: int, source: int, size: int, T: int, zigzag: bool) -> torch.Tensor:
+    """Naive: nobody visits."""
+    return torch.full((T, T), rank == source).tril()
+
+
+def ring_update(shape: str, zigzag: bool, visible: Callable | None = None) -> dict:
+    """One update, every rank with its own positions of every sequence."""
+    model = context_parallel(shaped(shape), zigzag)
+    (batch,) = ragged_batches().micro_batches(0)
+    copies = DataParallel(model)
+    with pytest.MonkeyPatch.context() as patch:
+        if visible is not None:
+            patch.setattr(ring_attention, "_visible", visible)
+        loss_sum, count = causal_lm(model, own_positions(batch, zigzag=zigzag))
+        loss_sum.backward()
+    copies.finish()
+    loss, total = summed(loss_sum.detach(), count)
+    grads = gradients(model)
+    return {"loss": loss / total, "gradients": grads, "weights": after_one_update(model, total)}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("zigzag", [True, False])
+def test_ring_attention_equals_one_process(ranks, shape, zigzag):
+    loss, exact, updated = alone(shaped(shape))
+    for answer in ranks.run(ring_update, shape, zigzag):
+        assert answer["loss"] == pytest.approx(loss, rel=BOUND)
+        assert furthest(answer["gradients"], exact) < BOUND
+        assert furthest(answer["weights"], updated) < BOUND
+
+
+@pytest.mark.parametrize("visible", [visible_by_place, visible_at_home])
+def test_a_ring_that_masks_by_place_or_stays_at_home_is_wrong(ranks, visible):
+    shape = "llama, grouped heads"
+    _, exact, _ = alone(shaped(shape))
+    for answer in ranks.run(ring_update, shape, True, visible):
+        assert furthest(answer["gradients"], exact) > 1e-2
+
+
+def what_the_ring_takes(length: int) -> tuple[int, int, int]:
+    """(bytes kept, sent forward, sent backward) of attention with 2 of 4 heads for keys."""
+    rank, size = collectives.place()
+    own = len(positions(rank, size, length))
+    q = torch.randn(1, 4, own, 8, requires_grad=True)
+    k, v = (torch.randn(1, 2, own, 8, requires_grad=True) for _ in range(2))
+    kept = []
+    with (
+        collectives.counted() as forward,
+        torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t),
+    ):
+        out = ring_attention.ring_attention(q, k, v)
+    with collectives.counted() as backward:
+        out.sum().backward()
+    return sum(t.nbytes for t in kept), forward.bytes, backward.bytes
+
+
+def test_the_ring_keeps_no_scores_and_sends_keys_and_values(ranks):
+    N, length = ranks.size, 64
+    for short, long in zip(
+        ranks.run(what_the_ring_takes, length),
+        ranks.run(what_the_ring_takes, 2 * length),
+        strict=True,
+    ):
+        assert long[0] == 2 * short[0], "what is kept grows with T, not with its square"
+        keys_and_values = 2 * 2 * (length // N) * 8 * 4
+        assert short[1:] == ((N - 1) * keys_and_values, (2 * N - 1) * keys_and_values)
+
+
+@pytest.mark.parametrize("size", [2, 4, 8])
+def test_zigzag_gives_every_rank_the_same_number_of_pairs(size):
+    def pairs(zigzag: bool) -> list[int]:
+        length = 16 * size
+        return [int((positions(r, size, length, zigzag) + 1).sum()) for r in range(size)]
+
+    assert len(set(pairs(True))) == 1
+    stripes = pairs(False)
+    assert stripes[-1] > (2 * size - 2) * stripes[0]
+    assert sum(stripes) == sum(pairs(True))
+    with pytest.raises(LabError, match=f"9 positions do not divide into {2 * size} pieces"):
+        positions(0, size, 9)

@@ -5,8 +5,8 @@
 
 A sum over ranks is a scatter_sum and a gather. Done at two places instead of one, they leave the
 norms, the residual stream and what these keep for the backward pass to T/N positions a rank, and
-send as many bytes as before. Of a gathered input only the own part is kept: the backward pass
-gathers it again (`_Gathered`), which tensor parallel does not need.
+send as many bytes forward as before. Of a gathered input only the own part is kept: the backward
+pass gathers it again (`_Gathered`), a half more than tensor parallel sends.
 
 A norm's weights are on every rank, and each rank sees the gradient of its own positions: these are
 added up.
