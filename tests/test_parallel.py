@@ -21,7 +21,7 @@ from torch.testing import assert_close
 from training import ragged_batches, tiny_model
 
 from labkit import optim, runtime
-from labkit.accounting import measure_memory
+from labkit.accounting import Plan, measure_memory, predict_update
 from labkit.errors import LabError
 from labkit.models import Transformer, TransformerConfig
 from labkit.objectives import causal_lm
@@ -690,3 +690,24 @@ def test_zigzag_gives_every_rank_the_same_number_of_pairs(size):
     assert sum(stripes) == sum(pairs(True))
     with pytest.raises(LabError, match=f"9 positions do not divide into {2 * size} pieces"):
         positions(0, size, 9)
+
+
+# --- what the accounting says ------------------------------------------------------------------
+
+
+def test_the_accounting_counts_the_bytes_that_were_sent(ranks):
+    """In float64 here, in 2 bytes there."""
+    N, shape = ranks.size, "llama, grouped heads"
+    answers = ranks.run(tensor_parallel_update, shape)
+    n, D = answers[0]["positions"], SMALL["d_model"]
+    plan = Plan(tp=N, micro_batch=n // 16)
+    predicted = predict_update(SHAPES[shape], "A100 (80 GB)", plan, n // 16, 16).sent
+    at_the_ends = 8 * (N - 1) * (4 * n * D + (4 + N) * n)
+    assert 4 * N * predicted["tensor"] == sum(a["sent"] for a in answers) - at_the_ends
+    config = tiny_model().config
+    for stage in (1, 3):
+        answers = ranks.run(zero_update, stage)
+        plan = Plan(dp=N, zero=stage, micro_batch=4 // N)
+        predicted = predict_update(config, "A100 (80 GB)", plan, 8, 16).sent
+        sent = sum(answer["sent"] + answer["in_step"] for answer in answers)
+        assert 4 * N * predicted["data"] == pytest.approx(sent)
