@@ -202,6 +202,16 @@ def _end_tidily() -> None:
                 signal.signal(number, stop)
 
 
+#: What gloo, NCCL and the sockets say when the other end of a connection is gone.
+LOST_RANK = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "remote process exited",
+    "Socket closed",
+)
+
+
 def _foreseen(error: Exception, out: Path | None) -> str | None:
     """A sentence for errors of the machine that any command may meet."""
     from labkit.atomic import is_disk_full
@@ -209,6 +219,13 @@ def _foreseen(error: Exception, out: Path | None) -> str | None:
     if is_disk_full(error):
         where = f" of {str(out)!r}" if out is not None else ""
         return f"the disk{where} is full: free some space and resume, older checkpoints are intact"
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size > 1 and isinstance(error, RuntimeError) and any(x in str(error) for x in LOST_RANK):
+        return (
+            f"another of the {size} ranks was killed or cannot be reached, so this one stopped: "
+            "continue from the newest checkpoint with --resume, on any number of ranks that "
+            "divides the batch"
+        )
     # By name: torch, whose error it is on a GPU, may never have been imported here.
     gpu_full = any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
     if gpu_full or isinstance(error, MemoryError) or "can't allocate memory" in str(error):

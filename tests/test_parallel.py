@@ -114,7 +114,7 @@ def test_what_goes_wrong_in_a_rank_is_said_in_one_sentence_and_the_next_run_work
             two.run(lambda: dist.barrier() if dist.get_rank() else os.kill(os.getpid(), 9))
         assert two.run(lambda: (dist.get_rank(), os.environ["WORLD_SIZE"])) == [(0, "2"), (1, "2")]
         two.seconds = 0.5
-        with pytest.raises(LabError, match=r"ranks \[1\] of 2 did not answer within 0.5 s"):
+        with pytest.raises(LabError, match=r"ranks \[.*1\] of 2 did not answer within 0.5 s"):
             two.run(lambda: dist.recv(torch.zeros(1), 0) if dist.get_rank() else None)
     with pytest.raises(LabError, match="65 ranks"):
         Ranks(65)

@@ -14,7 +14,7 @@ all-reduce: however many ranks there are, less than two tensors. Through one roo
 (`root_all_reduce`), the root alone sends N - 1 tensors. Every chunk is added along one path and
 then copied, so all ranks hold the same bits; ranks that each add in an order of their own do not.
 
-Legend: n numbers of a flat tensor, N ranks, S bytes.
+Legend: n numbers of a flat tensor, c of a chunk, N ranks, S bytes.
 
 Sources: Patarasuk and Yuan 2009, "Bandwidth optimal all-reduce algorithms for clusters of
 workstations"; Gibiansky 2017, "Bringing HPC techniques to deep learning".
@@ -26,6 +26,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Shaped
 from torch import Tensor
 
 Group = dist.ProcessGroup | None
@@ -105,7 +106,7 @@ def chunks(tensor_n: Tensor, size: int) -> list[Tensor]:
     return list(tensor_n.tensor_split(size))
 
 
-def reduce_scatter(tensor_n: Tensor, group: Group = None) -> Tensor:
+def reduce_scatter(tensor_n: Shaped[Tensor, " n"], group: Group = None) -> Shaped[Tensor, " c"]:
     """Chunk r of the sum over ranks, on rank r; of a flat tensor, which stays as it is.
 
     Cost: (N - 1)/N of the tensor's bytes sent by each rank, in N - 1 messages.
@@ -119,7 +120,9 @@ def reduce_scatter(tensor_n: Tensor, group: Group = None) -> Tensor:
     return partial
 
 
-def all_gather(chunk_c: Tensor, out_n: Tensor, group: Group = None) -> Tensor:
+def all_gather(
+    chunk_c: Shaped[Tensor, " c"], out_n: Shaped[Tensor, " n"], group: Group = None
+) -> Shaped[Tensor, " n"]:
     """Every rank's chunk, side by side in `out_n`, on every rank.
 
     Args:
@@ -136,7 +139,7 @@ def all_gather(chunk_c: Tensor, out_n: Tensor, group: Group = None) -> Tensor:
     return out_n
 
 
-def all_reduce(tensor_n: Tensor, group: Group = None) -> Tensor:
+def all_reduce(tensor_n: Shaped[Tensor, " n"], group: Group = None) -> Shaped[Tensor, " n"]:
     """The sum over ranks, in place, the same bits on all of them.
 
     Cost: 2 (N - 1)/N of the tensor's bytes sent by each rank, in 2 (N - 1) messages.
@@ -154,7 +157,7 @@ def broadcast(tensor: Tensor, group: Group = None) -> Tensor:
     return tensor
 
 
-def root_all_reduce(tensor_n: Tensor, group: Group = None) -> Tensor:
+def root_all_reduce(tensor_n: Shaped[Tensor, " n"], group: Group = None) -> Shaped[Tensor, " n"]:
     """The same through rank 0, which hears all, adds, and tells all. In place.
 
     Cost: N - 1 tensors sent and N - 1 received by rank 0; one of each by the others.

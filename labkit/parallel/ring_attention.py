@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from labkit.batches import IGNORE_INDEX, Batch
@@ -139,17 +140,21 @@ class _RingAttention(torch.autograd.Function):
 
 
 def ring_attention(
-    q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, zigzag: bool = True, group: Group = None
-) -> Tensor:
+    q_BHTK: Float[Tensor, "B H T K"],
+    k_BGTK: Float[Tensor, "B G T K"],
+    v_BGTK: Float[Tensor, "B G T K"],
+    zigzag: bool = True,
+    group: Group = None,
+) -> Float[Tensor, "B H T K"]:
     """Causal attention over the positions of all ranks, for the queries of this one.
 
     Args:
-        q_BHTK, k_BGSK, v_BGSK: of this rank's `positions`; G divides H.
+        q_BHTK, k_BGTK, v_BGTK: of this rank's `positions`; G divides H.
         zigzag: how positions are dealt.
 
     Cost: k and v sent N - 1 times forward; backward that again, and their gradients N times.
     """
-    out = _RingAttention.apply(q_BHTK, k_BGSK, v_BGSK, zigzag, group)
+    out = _RingAttention.apply(q_BHTK, k_BGTK, v_BGTK, zigzag, group)
     return out  # pyright: ignore[reportReturnType]
 
 

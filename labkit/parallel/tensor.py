@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from labkit.batches import IGNORE_INDEX, Batch
@@ -145,8 +146,11 @@ class _VocabularyCrossEntropy(torch.autograd.Function):
 
 
 def vocabulary_cross_entropy(
-    logits_nv: Tensor, targets_n: Tensor, first: int, group: Group = None
-) -> tuple[Tensor, Tensor]:
+    logits_nv: Float[Tensor, "n v"],
+    targets_n: Int[Tensor, " n"],
+    first: int,
+    group: Group = None,
+) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
     """Cross-entropy of logits that no rank has all of: the same (sum, count) on every rank.
 
     Args:

@@ -1,0 +1,93 @@
+"""Several processes as torchrun starts them: nodes, a killed rank, another number of ranks."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from commands import SMALL, environment, here, losses, write_text
+
+pytestmark = [pytest.mark.multi, pytest.mark.slow]
+
+
+def launch(arguments: list, *launcher: str) -> subprocess.Popen:
+    """Start `torchrun LAUNCHER -m labkit ARGUMENTS`."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", *launcher, "-m", "labkit"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([*torchrun, *map(str, arguments)], env=environment(), **pipes)
+
+
+def rank_of(process: psutil.Process) -> str | None:
+    """RANK of a process of torchrun's, None of another."""
+    try:
+        return process.environ().get("RANK")
+    except psutil.Error:
+        return None
+
+
+def wait_for(condition, process: subprocess.Popen) -> None:
+    for _ in range(2400):
+        if condition():
+            return
+        if process.poll() is not None:
+            break
+        time.sleep(0.05)
+    pytest.fail(f"it never came so far: {process.communicate()[1][-2000:]}")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> tuple[Path, Path]:
+    """A text and the run folder of one process."""
+    folder = tmp_path_factory.mktemp("torchrun")
+    write_text(folder / "a.txt")
+    assert here("pretrain", "--data", folder / "a.txt", "--out", folder / "run", *SMALL) == 0
+    return folder / "a.txt", folder / "run"
+
+
+def test_two_nodes_with_addresses_of_their_own_learn_what_one_process_learns(alone, tmp_path):
+    text, run = alone
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    out = tmp_path / "run"
+    nodes = [
+        launch(
+            ["pretrain", "--data", text, "--out", out, *SMALL, "--parallel", "fsdp"],
+            *("--nnodes", "2", "--node-rank", str(node), "--nproc-per-node", "1"),
+            *("--master-addr", "127.0.0.1", "--master-port", str(port)),
+            *("--local-addr", f"127.0.0.{1 + node}"),
+        )
+        for node in (0, 1)
+    ]
+    said = [node.communicate(timeout=300) for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], said
+    assert losses(out) == pytest.approx(losses(run), rel=1e-5)
+
+
+def test_a_killed_rank_ends_the_run_in_a_sentence_and_another_number_of_ranks_goes_on(
+    alone, tmp_path
+):
+    text, _ = alone
+    long = [*SMALL, "--steps", 300, "--eval-every", 0, "--save-every", 5]
+    arguments = ["pretrain", "--data", text, "--out", tmp_path / "two", *long]
+    assert here("pretrain", "--data", text, "--out", tmp_path / "one", *long) == 0
+    process = launch(arguments, "--standalone", "--nproc-per-node", "2")
+    saved = tmp_path / "two" / "checkpoints"
+    wait_for(lambda: list(saved.glob("step-*")), process)
+    ranks = {rank_of(child): child for child in psutil.Process(process.pid).children()}
+    os.kill(ranks["1"].pid, signal.SIGKILL)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode != 0
+    ours = [line for line in err.splitlines() if line.startswith("labkit")]
+    assert len(ours) == 1, err
+    assert "another of the 2 ranks was killed" in ours[0]
+    assert "--resume" in ours[0]
+    done = len((tmp_path / "two" / "metrics.jsonl").read_text().splitlines())
+    assert 5 <= done < 300, "it was killed on the way"
+    assert here("pretrain", "--resume", "--out", tmp_path / "two") == 0
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
