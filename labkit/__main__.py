@@ -182,6 +182,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
+        if os.environ.get("RANK") == "0":
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # one sentence is enough
         sentence = _foreseen(error, getattr(locals().get("chosen"), "out", None))
         if sentence is None:
             raise
@@ -195,7 +197,19 @@ def _end_tidily() -> None:
     def stop(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
 
-    if threading.current_thread() is threading.main_thread() and "RANK" not in os.environ:
+    def stop_rank(number: int, frame: Any) -> None:
+        _complain(
+            "torchrun ended this run, because a rank was killed or it was told to stop: continue "
+            "from the newest checkpoint with --resume, on any number of ranks that divides the "
+            "batch"
+        )
+        os._exit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        return
+    if os.environ.get("RANK") == "0":
+        signal.signal(signal.SIGTERM, stop_rank)
+    elif "RANK" not in os.environ:
         for name in ("SIGTERM", "SIGHUP"):
             number = getattr(signal, name, None)
             if number is not None and signal.getsignal(number) == signal.SIG_DFL:

