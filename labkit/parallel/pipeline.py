@@ -37,6 +37,7 @@ from labkit.models.transformer import Transformer
 from labkit.objectives.tasks import Objective
 from labkit.parallel import collectives
 from labkit.parallel.collectives import Group
+from labkit.parallel.decoders import check_decoder
 
 
 class Task(NamedTuple):
@@ -123,17 +124,13 @@ class Pipeline:
     head stands on the first and on the last stage; their gradients are added up.
 
     Raises:
-        LabError: fewer blocks than ranks, dropout, or no plain decoder.
+        LabError: fewer blocks than ranks, or no decoder without dropout.
     """
 
     def __init__(self, model: Transformer, objective: Objective, group: Group = None):
         self.stage, self.stages = collectives.place(group)
         config = model.config
-        if config.kind != "decoder" or config.dropout or model.lm_head is None:
-            raise LabError(
-                f"a {config.kind} with dropout {config.dropout} is not cut: give a language model"
-                " of kind decoder, dropout 0"
-            )
+        check_decoder(model)
         if self.stages > config.num_layers:
             raise LabError(
                 f"{config.num_layers} blocks are too few for {self.stages} stages: choose at least"
