@@ -861,6 +861,10 @@ def test_the_accounting_counts_the_bytes_that_were_sent(ranks):
     predicted = predict_update(SHAPES[shape], "A100 (80 GB)", plan, n // 16, 16).sent
     at_the_ends = 8 * (N - 1) * (4 * n * D + (4 + N) * n)
     assert 4 * N * predicted["tensor"] == sum(a["sent"] for a in answers) - at_the_ends
+    shape = {"num_heads": 4, "num_kv_heads": 2, "num_layers": 1}
+    config = dataclasses.replace(SHAPES["llama, grouped heads"], **shape)
+    ring = predict_update(config, "A100 (80 GB)", Plan(cp=N), 1, 64).sent["context"]
+    assert all(2 * ring == sum(a[1:]) for a in ranks.run(what_the_ring_takes, 64)), "in float32"
     config = tiny_model().config
     for stage in (1, 3):
         answers = ranks.run(zero_update, stage)

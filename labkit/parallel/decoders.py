@@ -6,12 +6,14 @@ A decoder's blocks are alike, so one rule cuts them all. Dropout would need mask
 ranks: a rank that draws its own computes another model.
 """
 
+from torch import nn
+
 from labkit.errors import LabError
 from labkit.models.transformer import Transformer
 
 
-def check_decoder(model: Transformer) -> None:
-    """Nothing, if the model can be cut.
+def head_of(model: Transformer) -> nn.Linear:
+    """The projection to logits of a model that can be cut.
 
     Raises:
         LabError: it is no decoder, has dropout, or makes no logits.
@@ -22,3 +24,4 @@ def check_decoder(model: Transformer) -> None:
             f"kind {config.kind!r} with dropout {config.dropout} is not cut: give a language model"
             " of kind 'decoder', dropout 0"
         )
+    return model.lm_head

@@ -37,7 +37,7 @@ from labkit.models.transformer import Transformer
 from labkit.objectives.tasks import Objective
 from labkit.parallel import collectives
 from labkit.parallel.collectives import Group
-from labkit.parallel.decoders import check_decoder
+from labkit.parallel.decoders import head_of
 
 
 class Task(NamedTuple):
@@ -130,7 +130,7 @@ class Pipeline:
     def __init__(self, model: Transformer, objective: Objective, group: Group = None):
         self.stage, self.stages = collectives.place(group)
         config = model.config
-        check_decoder(model)
+        head = head_of(model)
         if self.stages > config.num_layers:
             raise LabError(
                 f"{config.num_layers} blocks are too few for {self.stages} stages: choose at least"
@@ -140,7 +140,7 @@ class Pipeline:
         self.first, self.last = self.stage == 0, self.stage == self.stages - 1
         self.timeline: list[Done] = []
         self.most_kept = 0
-        self.tied = model.lm_head.weight if config.tied_embeddings else None
+        self.tied = head.weight if config.tied_embeddings else None
         names = {p: name for name, p in model.named_parameters()}
         own = torch.arange(config.num_layers).tensor_split(self.stages)[self.stage].tolist()
         anything: Any = model

@@ -37,7 +37,7 @@ from labkit.models.positions import Rotary, rotate
 from labkit.models.transformer import Transformer
 from labkit.parallel import collectives
 from labkit.parallel.collectives import Group
-from labkit.parallel.decoders import check_decoder
+from labkit.parallel.decoders import head_of
 
 
 def positions(rank: int, size: int, length: int, zigzag: bool = True) -> Tensor:
@@ -186,7 +186,7 @@ def context_parallel(model: Transformer, zigzag: bool = True, group: Group = Non
     Raises:
         LabError: the model is no decoder without dropout.
     """
-    check_decoder(model)
+    head_of(model)
     for block in model.blocks:
         assert isinstance(block, Block)
         anything: Any = block

@@ -33,7 +33,7 @@ from labkit.models.layers import Block
 from labkit.models.transformer import Transformer
 from labkit.parallel import collectives
 from labkit.parallel.collectives import Group
-from labkit.parallel.decoders import check_decoder
+from labkit.parallel.decoders import head_of
 from labkit.parallel.differentiable import copy_in, own_part, parts, sum_out
 
 
@@ -184,7 +184,7 @@ def tensor_parallel(model: Transformer, group: Group = None) -> Transformer:
             decoder without dropout.
     """
     config, size = model.config, collectives.place(group)[1]
-    check_decoder(model)
+    head = head_of(model)
     for name in ("num_heads", "kv_heads", "ffn_width", "vocab_size"):
         if getattr(config, name) % size:
             raise LabError(
@@ -195,7 +195,7 @@ def tensor_parallel(model: Transformer, group: Group = None) -> Transformer:
     anything.embedding = VocabularyRows(model.embedding, group)
     weight = anything.embedding.weight
     if not config.tied_embeddings:
-        weight = nn.Parameter(own_part(model.lm_head.weight, 0, group).clone())
+        weight = nn.Parameter(own_part(head.weight, 0, group).clone())
     anything.lm_head = VocabularyHead(weight, group)
     for block in model.blocks:
         assert isinstance(block, Block)
