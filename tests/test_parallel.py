@@ -698,14 +698,14 @@ def waiting_stages(schedule: str, micros: int, forward: float) -> list[pipeline.
 def test_the_bubble_of_processes_is_that_of_the_formula(ranks, schedule):
     """Passes that sleep need no processor: the stages' times overlap on any machine."""
     ranks.run(waiting_stages, schedule, 2, 0.0)  # the first pass of a process is slow
-    for micros in (2, 12):
+    for micros in (2, 6):
         formula = (ranks.size - 1) / (micros + ranks.size - 1)
         for _ in range(3):  # other work on the machine lengthens some pass or other
-            answers = ranks.run(waiting_stages, schedule, micros, 0.03)
+            answers = ranks.run(waiting_stages, schedule, micros, 0.05)
             found = bubble([done for timeline in answers for done in timeline])
-            if found == pytest.approx(formula, abs=0.05):
+            if found == pytest.approx(formula, abs=0.06):
                 break
-        assert found == pytest.approx(formula, abs=0.05), micros
+        assert found == pytest.approx(formula, abs=0.06), micros
 
 
 # --- sequence parallel, ring attention ---------------------------------------------------------

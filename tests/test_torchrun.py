@@ -84,7 +84,7 @@ def test_two_nodes_with_addresses_of_their_own_learn_what_one_process_learns(alo
     out = tmp_path / "run"
     nodes = [
         launch(
-            ["pretrain", "--data", text, "--out", out, *SMALL, "--parallel", "fsdp"],
+            ["pretrain", "--data", text, "--out", out, *SMALL, "--parallel", "ddp"],
             *("--nnodes", "2", "--node-rank", str(node), "--nproc-per-node", "1"),
             *("--master-addr", addresses[0][1], "--master-port", str(port)),
             *("--local-addr", address),
@@ -104,7 +104,7 @@ def test_a_killed_rank_ends_the_run_in_a_sentence_and_another_number_of_ranks_go
 ):
     text, _ = alone
     long = [*SMALL, "--steps", 120, "--eval-every", 0, "--save-every", 5]
-    arguments = ["pretrain", "--data", text, "--out", tmp_path / "two", *long]
+    arguments = ["pretrain", "--data", text, "--out", tmp_path / "two", *long, "--parallel", "fsdp"]
     assert here("pretrain", "--data", text, "--out", tmp_path / "one", *long) == 0
     process = launch(arguments, "--standalone", "--nproc-per-node", "2")
     saved = tmp_path / "two" / "checkpoints"
