@@ -32,6 +32,7 @@ ROOMS = (
     "models",
     "objectives",
     "optim",
+    "parallel",
     "accounting",
     "evaluation",
     "training",

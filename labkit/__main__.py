@@ -182,6 +182,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
+        if os.environ.get("RANK") == "0":
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # one sentence is enough
         sentence = _foreseen(error, getattr(locals().get("chosen"), "out", None))
         if sentence is None:
             raise
@@ -195,11 +197,33 @@ def _end_tidily() -> None:
     def stop(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
 
-    if threading.current_thread() is threading.main_thread() and "RANK" not in os.environ:
+    def stop_rank(number: int, frame: Any) -> None:
+        _complain(
+            "torchrun ended this run, because a rank was killed or it was told to stop: continue "
+            "from the newest checkpoint with --resume, on any number of ranks that divides the "
+            "batch"
+        )
+        os._exit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        return
+    if os.environ.get("RANK") == "0":
+        signal.signal(signal.SIGTERM, stop_rank)
+    elif "RANK" not in os.environ:
         for name in ("SIGTERM", "SIGHUP"):
             number = getattr(signal, name, None)
             if number is not None and signal.getsignal(number) == signal.SIG_DFL:
                 signal.signal(number, stop)
+
+
+#: What gloo, NCCL and the sockets say when the other end of a connection is gone.
+LOST_RANK = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "remote process exited",
+    "Socket closed",
+)
 
 
 def _foreseen(error: Exception, out: Path | None) -> str | None:
@@ -209,6 +233,13 @@ def _foreseen(error: Exception, out: Path | None) -> str | None:
     if is_disk_full(error):
         where = f" of {str(out)!r}" if out is not None else ""
         return f"the disk{where} is full: free some space and resume, older checkpoints are intact"
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size > 1 and isinstance(error, RuntimeError) and any(x in str(error) for x in LOST_RANK):
+        return (
+            f"another of the {size} ranks was killed or cannot be reached, so this one stopped: "
+            "continue from the newest checkpoint with --resume, on any number of ranks that "
+            "divides the batch"
+        )
     # By name: torch, whose error it is on a GPU, may never have been imported here.
     gpu_full = any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
     if gpu_full or isinstance(error, MemoryError) or "can't allocate memory" in str(error):

@@ -1,8 +1,13 @@
 from . import capacity as capacity
+from . import cluster as cluster
 from . import formats as formats
 from . import memory as memory
 from . import peak as peak
+from . import published as published
 from . import tracker as tracker
+from .cluster import Cost as Cost
+from .cluster import Plan as Plan
+from .cluster import predict_update as predict_update
 from .memory import Kept as Kept
 from .memory import Memory as Memory
 from .memory import Precision as Precision
