@@ -28,6 +28,7 @@ from labkit.models.attention import MultiHeadAttention, StackedLinear, attention
 from labkit.models.kv_cache import KVCache
 from labkit.models.layers import ACTIVATIONS, Block, FeedForward, make_norm
 from labkit.models.positions import Rotary, rotate
+from labkit.models.slot_cache import SlotCache, write_columns
 from labkit.models.transformer import Transformer
 
 
@@ -178,6 +179,18 @@ class TokenStep:
         cache.advance(1)
         return logits_BV
 
+    @torch.inference_mode()
+    def of_slots(self, ids_B: Tensor, cache: SlotCache) -> Tensor:
+        """Read one token of each text in a `SlotCache`, at its own place; logits_BV of the next.
+
+        Never compiled: the number of texts changes from step to step.
+        """
+        held = [cache.extended(layer, 1) for layer in range(len(self.decoder.layers))]
+        places_B, mask_B11S = cache.places(), padding_mask(cache.mask())
+        logits_BV = _read_token(self.decoder, ids_B, places_B, mask_B11S, held, places_B)
+        cache.advance(1)
+        return logits_BV
+
 
 def _flattened(model: Transformer, copy: bool) -> _Decoder:
     config = model.config
@@ -232,8 +245,10 @@ def _read_token(
     places_B: Tensor,
     mask_B11S: Tensor | None,
     held: list[tuple[Tensor, Tensor]],
+    columns_B: Tensor | None = None,
 ) -> Tensor:
-    """logits_BV. `held`: keys and values of each layer (B, G, S, K), the last to be written."""
+    """logits_BV. `held`: keys and values of each layer (B, G, S, K), a column to be written:
+    `columns_B`, or the last of all rows."""
     x_BD = decoder.embedding_VD[ids_B]
     if decoder.positions_TD is not None:
         x_BD = x_BD + decoder.positions_TD[places_B]
@@ -243,7 +258,7 @@ def _read_token(
         cos_TK, sin_TK = decoder.rotary
         turn = (cos_TK[places_B].unsqueeze(1), sin_TK[places_B].unsqueeze(1))
     for layer, kept in zip(decoder.layers, held, strict=True):
-        x_BD = _read_layer(decoder.shape, layer, x_BD, turn, mask_B11S, *kept)
+        x_BD = _read_layer(decoder.shape, layer, x_BD, turn, mask_B11S, *kept, columns_B)
     return decoder.head(decoder.final_norm(x_BD))
 
 
@@ -255,6 +270,7 @@ def _read_layer(
     mask_B11S: Tensor | None,
     keys_BGSK: Tensor,
     values_BGSK: Tensor,
+    columns_B: Tensor | None,
 ) -> Tensor:
     H, G, K = shape.num_heads, shape.num_kv_heads, shape.head_width
     h_BD = layer.attention_norm(x_BD) if shape.pre else x_BD
@@ -263,8 +279,11 @@ def _read_layer(
     if turn is not None:
         qk_BNK = rotate(qk_BNK, *turn)
     q_BHK, k_BGK = qk_BNK.split((H, G), dim=1)
-    keys_BGSK.select(2, -1).copy_(k_BGK)
-    values_BGSK.select(2, -1).copy_(v_BGK)
+    for kept_BGSK, new_BGK in ((keys_BGSK, k_BGK), (values_BGSK, v_BGK)):
+        if columns_B is None:
+            kept_BGSK.select(2, -1).copy_(new_BGK)
+        else:
+            write_columns(kept_BGSK, columns_B, new_BGK)
     out_BHK = attention(q_BHK.unsqueeze(2), keys_BGSK, values_BGSK, mask_B11S)
     x_BD = x_BD + layer.out(out_BHK.reshape(-1, H * K))
     if not shape.pre:
