@@ -36,6 +36,7 @@ ROOMS = (
     "evaluation",
     "training",
     "generation",
+    "serving",
     "course",
     "notebook",
     "bench",
