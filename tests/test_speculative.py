@@ -7,8 +7,9 @@ import torch
 from training import tiny_model
 
 from labkit.errors import LabError
-from labkit.generation import generate, speculate
-from labkit.generation.speculative import judged, left_over, lookup
+from labkit.generation import generate, next_token_probabilities, speculate
+from labkit.generation.speculative import counted, judged, left_over, lookup
+from labkit.models import KneserNey
 from labkit.objectives import PrefixTable, every_answer, every_outcome
 
 V, L = 3, 3
@@ -147,6 +148,25 @@ def test_drawn_texts_follow_the_judge_through_the_caches():
         expected[tuple(answer)] = math.exp(sum(float(log_p[i, t]) for i, t in enumerate(answer)))
     found = every_outcome(run)
     assert distance(found, expected) < 1e-5
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0])
+def test_a_draft_that_counts_leaves_the_judge_its_distribution(temperature):
+    judge, prompt = tiny_model(vocab_size=4, initializer_range=0.6).eval(), [1, 2, 3]
+    counts = counted(KneserNey.fit([1, 2, 3, 0, 1, 2, 2, 3, 1, 0, 1, 2] * 9, 4, 2), temperature)
+
+    def run(draw):
+        return tuple(speculate(judge, counts, prompt, 2, temperature, guesses=1, draw=draw).ids)
+
+    def plainly(draw):
+        text = list(prompt)
+        for _ in range(2):
+            with torch.no_grad():
+                logits = judge(torch.tensor([text])).logits[:, -1]
+            text.append(draw(next_token_probabilities(logits, temperature)[0]))
+        return tuple(text[3:])
+
+    assert distance(every_outcome(run), every_outcome(plainly)) < 1e-5
 
 
 def test_a_perfect_draft_is_kept_and_a_seed_repeats():

@@ -1,6 +1,7 @@
 from . import choices as choices
 from . import classification as classification
 from . import continual as continual
+from . import drift as drift
 from . import entities as entities
 from . import exposure as exposure
 from . import forward as forward
@@ -29,6 +30,9 @@ from .classification import fit_temperature as fit_temperature
 from .classification import macro_f1 as macro_f1
 from .classification import per_class as per_class
 from .continual import TaskMatrix as TaskMatrix
+from .drift import DriftMonitor as DriftMonitor
+from .drift import Signal as Signal
+from .drift import Verdict as Verdict
 from .entities import EntityScores as EntityScores
 from .entities import entity_scores as entity_scores
 from .exposure import Exposure as Exposure

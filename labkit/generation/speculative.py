@@ -33,6 +33,7 @@ from labkit.evaluation.forward import evaluating
 from labkit.generation.sampling import next_token_probabilities
 from labkit.models.config import context_length
 from labkit.models.kv_cache import KVCache
+from labkit.models.ngrams import NgramModel
 from labkit.models.transformer import Transformer
 
 Draw = Callable[[Tensor], int]
@@ -76,7 +77,7 @@ def speculate(
         model: the judge: a labkit decoder (with its cache), or any causal module from (1, T) ids
             to `.logits` (1, T, V), which reads the whole text in each pass.
         draft: a smaller model of the same vocabulary, whose guesses are drawn with the same
-            settings; or a function such as `lookup`.
+            settings; or a function such as `lookup` or `counted`.
         ids: the prompt.
         max_new_tokens: at least 1; prompt and answer must fit into the context of both.
         temperature, top_k, top_p: as in `next_token_probabilities`.
@@ -174,6 +175,31 @@ def lookup(vocab_size: int, longest: int = 3) -> Draft:
                     q_GV[torch.arange(len(found)), found] = 1.0
                     return found, q_GV
         return [], torch.empty(0, vocab_size)
+
+    return draft
+
+
+def counted(
+    model: NgramModel,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> Draft:
+    """A draft that counts: an n-gram model over the judge's tokens, with the judge's settings.
+
+    Args:
+        model: such as `KneserNey.fit(tokens, vocab_size, order=3)`.
+        temperature, top_k, top_p: as in `next_token_probabilities`.
+    """
+
+    def draft(text: list[int], count: int, draw: Draw) -> tuple[list[int], Tensor]:
+        guessed: list[int] = []
+        rows = []
+        for _ in range(count):
+            logits_1V = torch.from_numpy(model.next_probabilities(text + guessed)).log()[None]
+            rows.append(next_token_probabilities(logits_1V, temperature, top_k, top_p).float())
+            guessed.append(draw(rows[-1][0]))
+        return guessed, torch.cat(rows)
 
     return draft
 
