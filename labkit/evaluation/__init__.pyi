@@ -9,6 +9,7 @@ from . import intervals as intervals
 from . import language as language
 from . import linear as linear
 from . import overlap as overlap
+from . import paired as paired
 from . import pass_at_k as pass_at_k
 from . import preference as preference
 from . import spans as spans
@@ -61,6 +62,8 @@ from .overlap import rouge as rouge
 from .overlap import text_scores as text_scores
 from .overlap import token_f1 as token_f1
 from .overlap import word_f1 as word_f1
+from .paired import Paired as Paired
+from .paired import paired_test as paired_test
 from .pass_at_k import mean_pass_at_k as mean_pass_at_k
 from .preference import Preferred as Preferred
 from .preference import preferred as preferred

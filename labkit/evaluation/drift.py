@@ -153,8 +153,11 @@ class DriftMonitor:
         inside_RC, outside_RC = (dealt @ hot_MC / dealt[0].sum() for dealt in (dealt_RM, ~dealt_RM))
         apart_R = np.abs(inside_RC - outside_RC).sum(1) / 2
         shares = outside_RC[0], inside_RC[0]
-        named = [dict(zip(names.tolist(), it.tolist(), strict=True)) for it in shares]
-        return Signal("labels", *named, float(apart_R[0]), _share_as_far(apart_R))
+        reference_shares, window_shares = (
+            dict(zip(names.tolist(), it.tolist(), strict=True)) for it in shares
+        )
+        p = _share_as_far(apart_R)
+        return Signal("labels", reference_shares, window_shares, float(apart_R[0]), p)
 
 
 def _share_as_far(distances_R: np.ndarray) -> float:
