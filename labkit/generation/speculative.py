@@ -30,7 +30,8 @@ from torch import Tensor, nn
 
 from labkit.errors import LabError
 from labkit.evaluation.forward import evaluating
-from labkit.generation.sampling import next_token_probabilities
+from labkit.generation.sampling import COPY_FROM, next_token_probabilities
+from labkit.generation.token_step import TokenStep, is_plain
 from labkit.models.config import context_length
 from labkit.models.kv_cache import KVCache
 from labkit.models.ngrams import NgramModel
@@ -100,10 +101,10 @@ def speculate(
     def probabilities(logits_TV: Tensor) -> Tensor:
         return next_token_probabilities(logits_TV, temperature, top_k, top_p)
 
-    judge = _Reader(model, len(ids) + max_new_tokens)
+    judge = _Reader(model, len(ids), max_new_tokens)
     guess = draft
     if isinstance(draft, nn.Module):
-        guess = _drafting(_Reader(draft, len(ids) + max_new_tokens), probabilities)
+        guess = _drafting(_Reader(draft, len(ids), max_new_tokens), probabilities)
     text, new, passes, proposed, kept = list(ids), [], 0, 0, 0
     while len(new) < max_new_tokens:
         room = min(guesses, max_new_tokens - len(new) - 1)  # the judge adds a token of its own
@@ -220,7 +221,8 @@ def _drafting(reader: "_Reader", probabilities: Callable[[Tensor], Tensor]) -> D
 class _Reader:
     """text -> logits (T, V) of the positions not read before; a cache follows the text back."""
 
-    def __init__(self, model: nn.Module, longest: int):
+    def __init__(self, model: nn.Module, prompt: int, new_tokens: int):
+        longest = prompt + new_tokens
         self.model, self.cache, self.seen = model, None, []
         if not isinstance(model, Transformer):
             return
@@ -232,6 +234,8 @@ class _Reader:
                 f" {context_length(model)}: shorten one of them"
             )
         self.cache: KVCache | None = model.new_cache(1, longest)
+        plain = is_plain(model)
+        self.step = TokenStep(model, copy=new_tokens >= COPY_FROM) if plain else None
 
     @torch.inference_mode()
     def __call__(self, text: list[int]) -> Tensor:
@@ -245,8 +249,11 @@ class _Reader:
             )
             same = min(same, len(text) - 1)  # its last position is always read
             self.cache.forget(same)
-            new_1T = torch.tensor([text[same:]], device=device)
-            logits_TV = self.model(new_1T, cache=self.cache).logits[0]
+            new_T = torch.tensor(text[same:], device=device)
+            if self.step is not None and same:
+                logits_TV = self.step.of_block(new_T, self.cache)
+            else:
+                logits_TV = self.model(new_T[None], cache=self.cache).logits[0]
         self.seen = list(text)
         return logits_TV
 

@@ -24,7 +24,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from labkit.errors import LabError
-from labkit.models.attention import MultiHeadAttention, StackedLinear, attention, padding_mask
+from labkit.models.attention import (
+    MultiHeadAttention,
+    StackedLinear,
+    attention,
+    causal_mask,
+    padding_mask,
+)
 from labkit.models.kv_cache import KVCache
 from labkit.models.layers import ACTIVATIONS, Block, FeedForward, make_norm
 from labkit.models.positions import Rotary, rotate
@@ -191,6 +197,20 @@ class TokenStep:
         cache.advance(1)
         return logits_BV
 
+    @torch.inference_mode()
+    def of_block(self, ids_T: Tensor, cache: KVCache) -> Tensor:
+        """Read the next T tokens of one text, as rows of the same products; logits_TV.
+
+        For a few tokens whose logits are all wanted, as in speculative decoding. Never compiled.
+        """
+        T, past = len(ids_T), cache.length
+        held = [cache.extended(layer, T) for layer in range(len(self.decoder.layers))]
+        places_T = torch.arange(past, past + T, device=ids_T.device)
+        mask_TS = causal_mask(T, past + T, ids_T.device)
+        logits_TV = _read_token(self.decoder, ids_T, places_T, mask_TS, held, block=True)
+        cache.advance(T)
+        return logits_TV
+
 
 def _flattened(model: Transformer, copy: bool) -> _Decoder:
     config = model.config
@@ -246,6 +266,7 @@ def _read_token(
     mask_B11S: Tensor | None,
     held: list[tuple[Tensor, Tensor]],
     columns_B: Tensor | None = None,
+    block: bool = False,
 ) -> Tensor:
     """logits_BV. `held`: keys and values of each layer (B, G, S, K), a column to be written:
     `columns_B`, or the last of all rows."""
@@ -258,7 +279,7 @@ def _read_token(
         cos_TK, sin_TK = decoder.rotary
         turn = (cos_TK[places_B].unsqueeze(1), sin_TK[places_B].unsqueeze(1))
     for layer, kept in zip(decoder.layers, held, strict=True):
-        x_BD = _read_layer(decoder.shape, layer, x_BD, turn, mask_B11S, *kept, columns_B)
+        x_BD = _read_layer(decoder.shape, layer, x_BD, turn, mask_B11S, *kept, columns_B, block)
     return decoder.head(decoder.final_norm(x_BD))
 
 
@@ -271,6 +292,7 @@ def _read_layer(
     keys_BGSK: Tensor,
     values_BGSK: Tensor,
     columns_B: Tensor | None,
+    block: bool,
 ) -> Tensor:
     H, G, K = shape.num_heads, shape.num_kv_heads, shape.head_width
     h_BD = layer.attention_norm(x_BD) if shape.pre else x_BD
@@ -279,12 +301,18 @@ def _read_layer(
     if turn is not None:
         qk_BNK = rotate(qk_BNK, *turn)
     q_BHK, k_BGK = qk_BNK.split((H, G), dim=1)
-    for kept_BGSK, new_BGK in ((keys_BGSK, k_BGK), (values_BGSK, v_BGK)):
-        if columns_B is None:
-            kept_BGSK.select(2, -1).copy_(new_BGK)
-        else:
-            write_columns(kept_BGSK, columns_B, new_BGK)
-    out_BHK = attention(q_BHK.unsqueeze(2), keys_BGSK, values_BGSK, mask_B11S)
+    if block:  # the rows are positions of one text
+        q_BHTK, k_BGTK, v_BGTK = (it.transpose(0, 1)[None] for it in (q_BHK, k_BGK, v_BGK))
+        keys_BGSK.narrow(2, -len(x_BD), len(x_BD)).copy_(k_BGTK)
+        values_BGSK.narrow(2, -len(x_BD), len(x_BD)).copy_(v_BGTK)
+        out_BHK = attention(q_BHTK, keys_BGSK, values_BGSK, mask_B11S)[0].transpose(0, 1)
+    else:
+        for kept_BGSK, new_BGK in ((keys_BGSK, k_BGK), (values_BGSK, v_BGK)):
+            if columns_B is None:
+                kept_BGSK.select(2, -1).copy_(new_BGK)
+            else:
+                write_columns(kept_BGSK, columns_B, new_BGK)
+        out_BHK = attention(q_BHK.unsqueeze(2), keys_BGSK, values_BGSK, mask_B11S)
     x_BD = x_BD + layer.out(out_BHK.reshape(-1, H * K))
     if not shape.pre:
         x_BD = layer.attention_norm(x_BD)
