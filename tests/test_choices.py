@@ -75,6 +75,37 @@ def test_what_is_read_once_gives_what_reading_all_gives(shape, batch_size, some,
     assert model.training, "the model's mode came back"
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_two_ways_differ_by_rounding_alone(shape, tokenizer):
+    """In float64 the gate is 1e-11; a score that went through fp32 on its way fails it."""
+    model = model_of(shape, tokenizer).double()
+    once = evaluation.score_choices(model, tokenizer, QUESTIONS, batch_size=4)
+    plain = evaluation.score_choices(model, tokenizer, QUESTIONS, share=False)
+    for ours, theirs in zip(once.log_probabilities, plain.log_probabilities, strict=True):
+        assert_close(ours, theirs, atol=1e-11, rtol=0)
+        assert np.abs(ours.astype(np.float32) - theirs).max() > 1e-11
+
+
+def test_choices_of_one_token_share_the_rows_of_their_prompts(tokenizer, monkeypatch):
+    """Label words behind a long prompt: one batch, as nothing is copied for them."""
+    read = []
+    model = model_of("llama", tokenizer)
+    encode = model.encode
+    monkeypatch.setattr(
+        model, "encode", lambda ids, **k: read.append(ids.shape) or encode(ids, **k)
+    )
+    monkeypatch.setattr(evaluation.choices, "MOST_CACHED", 60)
+    prompts = ["the key went took the red blue lamp", "the lamp went", "the key took the red"]
+    words = ("red", "blue", "lamp", "key", "took")
+    assert all(len(tokenizer.encode(f" {it}")) == 1 for it in words)
+    asked = [ChoiceQuestion(it, words, 0) for it in prompts]
+    once = evaluation.score_choices(model, tokenizer, asked)
+    assert max(rows for rows, _ in read[:2]) == 3
+    plain = evaluation.score_choices(model, tokenizer, asked, share=False)
+    for ours, theirs in zip(once.log_probabilities, plain.log_probabilities, strict=True):
+        assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
 def test_the_sums_are_those_of_one_token_after_the_other(tokenizer):
     model = model_of("llama", tokenizer).eval()
     found = evaluation.score_choices(model, tokenizer, QUESTIONS)

@@ -10,11 +10,20 @@ from labkit import batches
 from labkit.batches import mixing
 from labkit.course import listing
 from labkit.errors import LabError
+from labkit.evaluation import TaskMatrix
 from labkit.training import loop as train
 
 
 @pytest.mark.parametrize(
-    "thing", [train.train, mixing.Mixture, mixing.Mixture.place, batches, batches.Pad]
+    "thing",
+    [
+        train.train,
+        mixing.Mixture,
+        mixing.Mixture.place,
+        batches,
+        batches.Pad,
+        TaskMatrix.backward.fget,
+    ],
 )
 def test_a_name_leads_back_to_its_thing(thing):
     assert listing.find(listing.name_of(thing)) is thing

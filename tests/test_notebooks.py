@@ -203,6 +203,13 @@ def test_is_small(chapter):
 
 
 @every_chapter
+def test_is_a_valid_notebook_that_names_its_kernel(chapter):
+    notebook = course.read_notebook(chapter.path)
+    nbformat.validate(notebook)
+    assert notebook.metadata.kernelspec.name == "python3"
+
+
+@every_chapter
 def test_has_the_cells_that_tools_rely_on(chapter):
     counts = Counter(tag for cell in cells(chapter) for tag in tags(cell))
     assert (counts["parameters"], counts["colab"], counts["imports"]) == (1, 1, 1)

@@ -10,6 +10,7 @@ import torch
 from torch.testing import assert_close
 from training import tiny_model
 
+from labkit import runtime
 from labkit.errors import LabError
 from labkit.evaluation import mean_pass_at_k
 from labkit.evaluation.pass_at_k import pass_at_k
@@ -413,6 +414,20 @@ def test_the_penalty_needs_its_reference_and_lowers_rewards():
     assert lowered.rounds[0].kl == pytest.approx(float(apart.mean()), abs=1e-4)
     with pytest.raises(LabError, match="no reference_log_probs"):
         PolicyGradient(kl=0.1)(start, a)
+
+
+def test_the_sampler_computes_as_the_learner_does():
+    """A bf16 sampler's ratios are 1 for a learner in bf16, and not for one in fp32."""
+    model = sharp_model().eval()
+    (batch,) = rollouts(model, precision="bf16").micro_batches(0)
+    with torch.no_grad():
+        in_fp32 = token_log_probs(model, batch)
+        with runtime.autocast("cpu", "bf16"):
+            in_bf16 = token_log_probs(model, batch)
+    same = (batch["sampled_log_probs"] - in_bf16).abs().max()
+    other = (batch["sampled_log_probs"] - in_fp32).abs().max()
+    assert other > 1e-3, other
+    assert same < other / 2, (same, other)
 
 
 def test_rewards_make_a_model_write_what_is_rewarded():

@@ -85,6 +85,8 @@ def find(name: str) -> Any:
             continue
         for part in parts[end:]:
             thing = getattr(thing, part, None)
+        if isinstance(thing, property):
+            thing = thing.fget  # its name is the property's
         if thing is not None:
             return thing
         break

@@ -38,8 +38,8 @@ from labkit.text.tokenizers import Tokenizer
 
 Normalisation = Literal["none", "token", "byte", "unconditional"]
 NORMALISATIONS: tuple[Normalisation, ...] = get_args(Normalisation)
-#: Positions whose logits exist at the same time.
-MOST_LOGITS = 2048
+#: Positions that are read at the same time.
+MOST_READ = 2048
 #: Positions that all rows of a cache hold together.
 MOST_CACHED = 8192
 
@@ -132,7 +132,8 @@ def score_choices(
         premise: what stands before a choice for its unconditional probability, such as "Topic:".
         start: begin with the end of text, as every document of pretraining did. An empty prompt
             always does: something must be read before the first token is predicted.
-        share: read what is common once; False is the plain way, for comparison.
+        share: read what is common once; False is the plain way, for comparison. In fp32 the two
+            differ by rounding alone (in float64 by less than 1e-12, on `smollm2` too).
         batch_size: questions at a time, at least 1; long ones come in smaller batches.
         precision: of the matrix products.
 
@@ -251,7 +252,7 @@ def _whole(model: nn.Module, rows: list[list[_Row]]) -> list[np.ndarray]:
         sums = []
         for row in some:
             ids_1S = torch.tensor([row.ids], device=device)
-            log_p_SV = model(ids_1S[:, :-1]).logits[0].float().log_softmax(-1)
+            log_p_SV = _wide(model(ids_1S[:, :-1]).logits[0]).log_softmax(-1)
             log_p_S = log_p_SV.gather(-1, ids_1S[0, 1:, None])[:, 0]
             sums.append(float(log_p_S[row.start - 1 :].double().sum()))
         found.append(np.array(sums))
@@ -267,8 +268,8 @@ def _shared(model: Transformer, rows: list[list[_Row]], batch_size: int) -> list
     first: KVCache | None = None
     if shared:
         first = model.new_cache(1, shared)
-        for ids in torch.tensor([prompts[0][:shared]], device=device).split(MOST_LOGITS, dim=1):
-            model(ids, cache=first)
+        for ids in torch.tensor([prompts[0][:shared]], device=device).split(MOST_READ, dim=1):
+            model.encode(ids, cache=first)
     found: list[np.ndarray] = [np.empty(0)] * len(rows)
     room = context_length(model)
     for some in _batches([p[shared:] for p in prompts], rows, shared, batch_size, room):
@@ -291,8 +292,9 @@ def _batches(
         near = order[:batch_size]
         longest, choices = len(own[order[0]]), max(len(rows[i]) for i in near)
         behind = max(len(row.ids) - shared - len(own[i]) for i in near for row in rows[i])
-        held = MOST_CACHED // ((shared + longest + behind) * choices)
-        size = max(1, min(batch_size, MOST_LOGITS // max(longest, behind * choices), held))
+        copies = choices if behind > 1 else 1  # choices of one token need no row of their own
+        held = MOST_CACHED // ((shared + longest + behind) * copies)
+        size = max(1, min(batch_size, MOST_READ // max(longest, behind * copies), held))
         if shared + longest + behind > room:  # padding would not fit; alone each does
             size = 1
         yield order[:size]
@@ -321,7 +323,7 @@ def _batch(
                 mine[layer][:, :, :past] = read[:, :, :past]
         cache.advance(past)
     mask_BS = torch.cat([mask_BT.new_ones(len(own), past), mask_BT], dim=1)
-    last_BV = _logits(model, ids_BT, mask_BS, cache)[:, -1].log_softmax(-1)
+    last_BV = _log_p(model, _read(model, ids_BT, mask_BS, cache)[:, -1])
 
     flat = [(b, row) for b, some in enumerate(rests) for row in some]
     sums = [float(last_BV[b, row.ids[0]]) if row.start == 0 else 0.0 for b, row in flat]
@@ -330,7 +332,7 @@ def _batch(
         cache.keep_rows(which_R)
         ids_RT, mask_RT = _padded([flat[r][1].ids[:-1] for r in more], device, "right")
         mask_RS = torch.cat([mask_BS[which_R], mask_RT], dim=1)
-        log_p_RTV = _logits(model, ids_RT, mask_RS, cache).log_softmax(-1)
+        log_p_RTV = _log_p(model, _read(model, ids_RT, mask_RS, cache))
         for place, r in enumerate(more):
             row = flat[r][1]
             following = torch.tensor(row.ids[1:], device=device)
@@ -340,9 +342,19 @@ def _batch(
     return [np.array([next(each) for _ in some]) for some in rests]
 
 
-def _logits(model: Transformer, ids_RT: Tensor, mask_RS: Tensor, cache: KVCache) -> Tensor:
+def _read(model: Transformer, ids_RT: Tensor, mask_RS: Tensor, cache: KVCache) -> Tensor:
     padded = None if bool(mask_RS.all()) else mask_RS
-    return model(ids_RT, attention_mask=padded, cache=cache).logits.float()
+    return model.encode(ids_RT, attention_mask=padded, cache=cache)
+
+
+def _log_p(model: Transformer, hidden: Tensor) -> Tensor:
+    assert model.lm_head is not None
+    return _wide(model.lm_head(hidden)).log_softmax(-1)
+
+
+def _wide(logits: Tensor) -> Tensor:
+    """In fp32, or in float64 where the model computes so."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _padded(

@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from labkit import runtime
 from labkit.batches import IGNORE_INDEX, Batch, Batches, Pad
 from labkit.errors import LabError
 from labkit.evaluation.forward import evaluating
@@ -147,6 +148,7 @@ class Rollouts:
         reference: nn.Module | None = None,
         kl_in_reward: float = 0.0,
         updates_per_round: int = 1,
+        precision: str = "fp32",
         seed: int = 0,
     ):
         """
@@ -163,6 +165,8 @@ class Rollouts:
             kl_in_reward: each reward is lowered by it times log p - log p of the reference of the
                 whole answer; 0 or more.
             updates_per_round: R, at least 1.
+            precision: what the sampler's matrix products are computed in, "fp32", "bf16" or "fp16":
+                that of the training, or its ratios are not 1 where nothing has changed.
             seed: of prompts and answers.
 
         Raises:
@@ -184,7 +188,7 @@ class Rollouts:
         self.group = group
         self.advantage: Advantage = advantage
         self.reference, self.kl_in_reward = reference, kl_in_reward
-        self.updates_per_round, self.seed = updates_per_round, seed
+        self.updates_per_round, self.precision, self.seed = updates_per_round, precision, seed
         numbers = [{"number": torch.tensor(i)} for i in range(len(prompts))]
         self._order = Batches(numbers, prompts_per_update, seed=seed)
         self.batch_size = prompts_per_update * group
@@ -230,9 +234,10 @@ class Rollouts:
         asked = [i for k in range(self.updates_per_round) for i in self.indices(first + k)]
         (seed,) = np.random.SeedSequence([self.seed, number]).generate_state(1)
         prompts = [self.prompts[i] for i in asked]
-        answers = sample_answers(
-            self.model, prompts, self.max_new_tokens, self.end_id, seed=int(seed)
-        )
+        with runtime.autocast(next(self.model.parameters()).device, self.precision):
+            answers = sample_answers(
+                self.model, prompts, self.max_new_tokens, self.end_id, seed=int(seed)
+            )
         rewards = [float(self.reward(i, a.ids)) for i, a in zip(asked, answers, strict=True)]
         for i, answer, given in zip(asked, answers, rewards, strict=True):
             if not np.isfinite(given):

@@ -192,18 +192,19 @@ class Transformer(nn.Module):
         document_ids: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         source: Source | None = None,
+        cache: KVCache | None = None,
     ) -> Tensor:
         """What the vocabulary projection reads: `lm_head(encode(...))` are the logits of `forward`.
 
-        For the chunked loss, which never holds all logits at once, and for embeddings. Arguments as
-        in `forward`.
+        For whoever needs few logits of many positions (the chunked loss, the score of a choice),
+        and for embeddings. Arguments as in `forward`.
 
         Returns:
             hidden_BTD.
         """
         return self._head_input(
             self._hidden(
-                input_ids, attention_mask, position_ids, document_ids, token_type_ids, source=source
+                input_ids, attention_mask, position_ids, document_ids, token_type_ids, cache, source
             )
         )
 

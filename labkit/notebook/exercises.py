@@ -33,6 +33,7 @@ from typing import Any, Literal
 import torch
 from IPython.display import display
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from labkit.course.verdicts import VERDICT_MIME
 from labkit.errors import LabError
@@ -223,6 +224,30 @@ class Fresh:
     def permutation(self, count: int) -> Tensor:
         """0 .. count - 1 in random order."""
         return torch.randperm(count, generator=self.generator)
+
+
+class Watched(TorchDispatchMode):
+    """While open, what an answer does in torch: for exercises that forbid a way or limit memory.
+
+    with Watched() as seen:
+        answer = attempt(scores)
+    require("logsumexp" not in seen.operations, "Write it yourself: ...")
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: set[str] = set()
+        """Names of the operations, such as "mm"."""
+        self.made: list[Tensor] = []
+        """New tensors, views left out: their shapes and dtypes tell what was held."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.operations.add(func.overloadpacket.__name__)
+        if not func.is_view:
+            found = result if isinstance(result, tuple | list) else [result]
+            self.made += [it for it in found if isinstance(it, Tensor)]
+        return result
 
 
 def compare(

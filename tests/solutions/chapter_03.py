@@ -3,6 +3,7 @@
 import math
 
 import torch
+import torch.nn.functional as F
 
 # 03.1
 
@@ -199,6 +200,18 @@ def without_a_maximum(q_TK, k_SK, v_SK, block):
     return e_TS @ v_SK / e_TS.sum(dim=-1, keepdim=True)
 
 
+def at_once(q_TK, k_SK, v_SK, block):
+    return (q_TK @ k_SK.T * q_TK.shape[-1] ** -0.5).softmax(-1) @ v_SK
+
+
+def by_torch(q_TK, k_SK, v_SK, block):
+    return F.scaled_dot_product_attention(q_TK[None], k_SK[None], v_SK[None])[0]
+
+
+def query_by_query(q_TK, k_SK, v_SK, block):
+    return torch.stack([at_once(q_K[None], k_SK, v_SK, block)[0] for q_K in q_TK])
+
+
 SOLUTIONS = {
     "03.1": solution_1,
     "03.2": solution_2,
@@ -246,5 +259,8 @@ WRONG = {
         (drops_the_last_block, "last block"),
         (never_rescales, "not rescaled"),
         (without_a_maximum, "overflows"),
+        (at_once, "all 10 keys at once"),
+        (by_torch, "all 10 keys at once"),
+        (query_by_query, "in the shape (1, 10)"),
     ],
 }

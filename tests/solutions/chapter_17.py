@@ -39,6 +39,10 @@ def round_to_bf16(x):
     return math.ldexp(round(mantissa * 256), exponent - 8)
 
 
+def by_torch(x):
+    return float(torch.tensor(x, dtype=torch.float64).to(torch.bfloat16))
+
+
 def truncates(x):
     mantissa, exponent = math.frexp(x)
     return math.ldexp(math.trunc(mantissa * 256), exponent - 8)
@@ -73,6 +77,10 @@ def largest_loss_scale(gradients):
 
 def rounds_up(gradients):
     return 2.0 ** math.ceil(math.log2(65504 / gradients.abs().max().item()))
+
+
+def by_65536(gradients):
+    return 2.0 ** math.floor(math.log2(65536 / gradients.abs().max().item()))
 
 
 def no_power(gradients):
@@ -178,12 +186,14 @@ WRONG = {
         (one_number, "Return three numbers"),
     ],
     "17.2": [
+        (by_torch, "arithmetic alone"),
         (truncates, "cut off"),
         (ties_away, "even mantissa"),
         (six_bits, "6 mantissa bits"),
         (as_fp16, "rounded to fp16"),
     ],
     "17.3": [
+        (by_65536, "fp16 ends at 65,504"),
         (rounds_up, "rounded up"),
         (no_power, "not a power of two"),
         (by_the_smallest, "smallest gradient"),

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from labkit.notebook.exercises import Fresh, compare, exercise, require
+from labkit.notebook.exercises import Fresh, Watched, compare, exercise, require
 
 
 @exercise("03.1", title="Attention weights")
@@ -224,4 +224,15 @@ def streamed_attention(attempt: Callable[..., Any], fresh: Fresh) -> str:
         " seen so far before exp.",
     )
     compare(answer, exact(large, k, v), what="The output for large scores", tolerance=1e-6)
+    with Watched() as seen:
+        attempt(q, k, v, 2)
+    held = [tuple(it.shape) for it in seen.made]
+    whole = [shape for shape in held if S in shape and set(shape) <= {1, S, T}]
+    fused = any("scaled_dot_product" in name for name in seen.operations)
+    require(
+        not whole and not fused,
+        "The output is right, but with blocks of 2 your code held scores of all "
+        f"{S} keys at once{f', in the shape {whole[0]}' if whole else ''}: keep a running maximum, "
+        "sum and output, and forget the scores of each block.",
+    )
     return "Right: that is how FlashAttention never holds the T x S weights."

@@ -5,7 +5,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from labkit.notebook.exercises import Fresh, Wrong, compare, exercise, require
+from labkit.notebook.exercises import Fresh, Watched, Wrong, compare, exercise, require
 
 
 @exercise("05.1", title="log-sum-exp")
@@ -24,6 +24,12 @@ def log_sum_exp(attempt, fresh: Fresh) -> None:
                 logits_NV.sum(-1)
             ),
         },
+    )
+    with Watched() as seen:
+        attempt(logits_NV)
+    require(
+        "logsumexp" not in seen.operations,
+        "The values are right, but torch.logsumexp made them: write the sum and its logarithm.",
     )
     for size, kind in ((1e4, "overflows: exp"), (-1e4, "underflows: log of 0")):
         large_NV = fresh.normal(3, 5) + size
@@ -48,7 +54,8 @@ def log_sum_exp(attempt, fresh: Fresh) -> None:
 def loss_sum_and_count(attempt, fresh: Fresh) -> None:
     logits_NV = fresh.normal(9, 6)
     targets_N = fresh.integers(0, 6, 9)
-    targets_N[fresh.permutation(9)[:4]] = -100
+    order = fresh.permutation(9)
+    targets_N[order[:4]], targets_N[order[4]] = -100, 0
     valid = targets_N != -100
     per_target = F.cross_entropy(logits_NV[valid], targets_N[valid], reduction="none")
     total = per_target.sum()
@@ -77,7 +84,11 @@ def loss_sum_and_count(attempt, fresh: Fresh) -> None:
         },
         what="The sum",
     )
-    compare(got[1], 5, {"all positions: count only targets that are not -100": 9}, what="The count")
+    counts = {
+        "all positions: count only targets that are not -100": 9,
+        "of the targets above 0: class 0 is a class": int((targets_N > 0).sum()),
+    }
+    compare(got[1], 5, counts, what="The count")
     none = attempt(logits_NV, torch.full((9,), -100))
     compare(list(none), [0.0, 0], what="The pair without a valid target")
     far_NV = fresh.normal(3, 4) * 0 + torch.tensor([0.0, 2000.0, 0.0, 0.0], dtype=torch.float64)

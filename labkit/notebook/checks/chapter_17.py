@@ -5,7 +5,7 @@ import math
 import torch
 
 from labkit.accounting.formats import round_to, spacing
-from labkit.notebook.exercises import Fresh, Wrong, compare, exercise, require
+from labkit.notebook.exercises import Fresh, Watched, Wrong, compare, exercise, require
 
 
 @exercise("17.1", title="bytes of the states")
@@ -86,13 +86,20 @@ def round_to_bf16(attempt, fresh: Fresh) -> None:
         },
     )
     require(float(attempt(0.0)) == 0, "0 must stay 0; it has no exponent of its own.")
+    with Watched() as seen:
+        attempt(math.pi)
+    require(
+        not any(it.dtype == torch.bfloat16 for it in seen.made),
+        "The numbers are right, but a bf16 tensor made them: use arithmetic alone.",
+    )
 
 
 @exercise("17.3", title="the largest loss scale")
 def largest_loss_scale(attempt, fresh: Fresh) -> None:
-    for sign in (1.0, -1.0):
+    sizes = [sign * 3e-4 * (1 + fresh.integer(0, 1000) / 500) for sign in (1.0, -1.0)]
+    for largest in (*sizes, 2.0**-10):  # at a power of two 65,504 and 65,536 differ
         gradients = fresh.normal(50, scale=1e-5)
-        gradients[fresh.integer(0, 50)] = sign * 3e-4 * (1 + fresh.integer(0, 1000) / 500)
+        gradients[fresh.integer(0, 50)] = largest
         right = 2.0 ** math.floor(math.log2(65504 / float(gradients.abs().max())))
         smallest = float(gradients.abs()[gradients != 0].min())
         up = 2.0 ** math.ceil(math.log2(65504 / float(gradients.abs().max())))
@@ -100,6 +107,9 @@ def largest_loss_scale(attempt, fresh: Fresh) -> None:
             float(attempt(gradients)),
             right,
             {
+                "measured by 65,536: fp16 ends at 65,504, so the largest gradient overflows": (
+                    2.0 ** math.floor(math.log2(65536 / float(gradients.abs().max())))
+                ),
                 "rounded up: the largest gradient overflows; round the exponent down": up,
                 "not a power of two: any other factor changes the mantissas": (
                     65504 / float(gradients.abs().max())

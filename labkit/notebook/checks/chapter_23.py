@@ -101,7 +101,7 @@ def mean_ratio(attempt: Callable[..., Any], fresh: Fresh) -> str:
                 "over the padded length: divide by the tokens that count": apart_BT.mean(1).exp(),
                 "with the padding's log-probabilities in it": (new_BT - old_BT).mean(1).exp(),
                 "the arithmetic mean of the ratios": ((apart_BT.exp() * counts_BT).sum(1) / n_B),
-                "upside down: the new model over the old one": (-apart_BT.sum(1) / n_B).exp(),
+                "upside down: divide the new chance by the old one": (-apart_BT.sum(1) / n_B).exp(),
                 "the logarithm: take its exponential": apart_BT.sum(1) / n_B,
             },
         )
@@ -127,18 +127,14 @@ def returns_to_go(attempt: Callable[..., Any], fresh: Fresh) -> str:
                     R_B1 - beta * real_BT.sum(1, keepdim=True)
                 )
                 * counts_BT,
-                "what came before: sum from the token to the end": (
-                    R_B1 - beta * real_BT.cumsum(1)
-                )
+                "what came before: sum from the token to the end": (R_B1 - beta * real_BT.cumsum(1))
                 * counts_BT,
                 "without the token's own penalty: s runs from t, not from t + 1": (
                     R_B1 - beta * (later_BT - real_BT)
                 )
                 * counts_BT,
                 "with values where no token counts: zero there": R_B1 - beta * later_BT,
-                "with the penalty of padding in it": (
-                    R_B1 - beta * d_BT.flip(1).cumsum(1).flip(1)
-                )
+                "with the penalty of padding in it": (R_B1 - beta * d_BT.flip(1).cumsum(1).flip(1))
                 * counts_BT,
                 "a bonus: the penalty is taken away": (R_B1 + beta * later_BT) * counts_BT,
             },

@@ -1,0 +1,52 @@
+"""What chapter 16 must measure, in a small run and in the committed one."""
+
+#: Metrics of a `smoke` run with seed 0: name -> (expected, tolerance).
+EXPECTED: dict[str, tuple[float, float]] = {
+    "plain, average": (0.0833, 0.06),
+    "plain, learned": (0.25, 0.06),
+    "diagonal's share": (0.549, 0.005),
+    "distance, labels drawn, once": (0.342, 0.005),
+    "distance, labels of the data": (0.816, 0.005),
+    "distance, square of the batch's gradient": (0.914, 0.005),
+    "live, class means": (0.333, 0.06),
+    "told False, replay": (0.261, 0.001),
+    "plain copy": (0.24, 0.02),
+    "llm learned, plain": (1.758, 0.02),
+}
+
+#: What the text claims of the committed `cpu` run: name -> (lowest, highest).
+CLAIMS: dict[str, tuple[float, float]] = {
+    "plain, average": (0.14, 0.2),
+    "plain, forgetting": (0.7, 0.8),
+    "last task": (0.78, 0.88),
+    "distance, every label, weighted by p": (0.0, 1e-9),
+    "distance, labels drawn, once": (0.2, 0.5),
+    "distance, labels of the data": (0.7, 0.95),
+    "distance, square of the batch's gradient": (0.8, 1.0),
+    "live, plain": (0.14, 0.2),
+    "live, EWC": (0.14, 0.2),
+    "live, plain pull": (0.14, 0.2),
+    "live, distillation": (0.14, 0.2),
+    "live, replay": (0.23, 0.33),
+    "live, heads apart": (0.25, 0.33),
+    "live, all at once": (0.35, 0.43),
+    "live, class means": (0.34, 0.37),
+    "live, discriminant": (0.4, 0.44),
+    "told False, plain": (0.17, 0.18),
+    "told False, EWC": (0.16, 0.18),
+    "told False, replay": (0.255, 0.267),
+    "told False, heads apart": (0.28, 0.295),
+    "told False, all at once": (0.375, 0.39),
+    "told True, plain": (0.735, 0.745),
+    "told True, heads apart": (0.76, 0.77),
+    "recorded forgetting True, plain": (0.03, 0.04),
+    "recorded forgetting True, replay": (0.03, 0.04),
+    "share 0.02": (0.15, 0.185),
+    "share 0.05": (0.155, 0.195),
+    "share 0.5": (0.23, 0.3),
+    "llm forgetting, plain": (0.01, 0.035),
+    "llm forgetting, replay": (0.02, 0.045),
+    "llm gain, replay": (-0.0132, -0.013),
+    "llm gain, adapter per task": (-0.0108, -0.0106),
+    "redraw_seconds": (0.0, 0.2),
+}
