@@ -235,7 +235,7 @@ class _Reader:
             )
         self.cache: KVCache | None = model.new_cache(1, longest)
         plain = is_plain(model)
-        self.step = TokenStep(model, copy=new_tokens >= COPY_FROM) if plain else None
+        self.step = TokenStep(model, new_tokens >= COPY_FROM, several=True) if plain else None
 
     @torch.inference_mode()
     def __call__(self, text: list[int]) -> Tensor:

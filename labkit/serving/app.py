@@ -39,9 +39,17 @@ from labkit.serving.writing import TextPieces
 MOST_UNASKED = 256
 """Tokens of an answer whose client names no limit."""
 
-PATHS = ("/", "/health", "/metrics", "/v1/models", "/v1/completions", "/v1/chat/completions")
+PATHS = (
+    *("/", "/health", "/metrics"),
+    *("/v1/models", "/v1/completions", "/v1/chat/completions", "/v1/feedback"),
+)
 #: The page runs its own script and asks its own service, and nobody else.
 PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; form-action 'none'; frame-ancestors 'none'; base-uri 'none'"  # noqa: E501
+PAGE_HEADERS = {
+    "Content-Security-Policy": PAGE_POLICY,
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
 
 
 def build_app(
@@ -66,7 +74,7 @@ def build_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         service.engine.start()
         yield
-        await asyncio.to_thread(service.engine.stop)
+        await service.engine.stop()
         if kept is not None:
             kept.close()
 
@@ -75,7 +83,7 @@ def build_app(
 
     @app.get("/")
     async def chat_page() -> HTMLResponse:
-        return HTMLResponse(page, headers={"Content-Security-Policy": PAGE_POLICY})
+        return HTMLResponse(page, headers=PAGE_HEADERS)
 
     @app.get("/health")
     async def health() -> JSONResponse:
@@ -127,7 +135,7 @@ def build_app(
     def count(path: str, status: int) -> None:
         metrics.requests.labels(path if path in PATHS else "other", str(status)).inc()
 
-    return Gate(app, token, limits.body, count)
+    return Gate(app, token, limits.body, count, service.engine.end)
 
 
 class _Service:
