@@ -67,10 +67,11 @@ def served(folder, *options, **variables):
 
 
 @contextmanager
-def served_here(opened, limits):
+def served_here(opened, limits, kept=None):
     """A client of the same application in this process, without a port."""
-    app = build_app(opened, "tiny", "a-token-of-my-own", limits)
-    with TestClient(app, headers={"Authorization": "Bearer a-token-of-my-own"}) as web:
+    app = build_app(opened, "tiny", "a-token-of-my-own", limits, kept)
+    headers = {"Authorization": "Bearer a-token-of-my-own"}
+    with TestClient(app, headers=headers, raise_server_exceptions=False) as web:
         yield web
 
 
@@ -510,6 +511,20 @@ def test_a_service_that_keeps_nothing_says_so(opened):
             400,
             "store is true and this service keeps nothing: leave it out",
         )
+
+
+def test_a_file_that_takes_no_more_is_said(opened, tmp_path):
+    kept = Kept(tmp_path / "kept.sqlite")
+    with served_here(opened, Limits(length=CONTEXT), kept) as web:
+        kept.close()  # as a full disk, for those who write
+        body = {"prompt": "a", "max_tokens": 2}
+        said = "the service failed: its log says how"
+        stored = web.post("/v1/completions", json={**body, "store": True})
+        assert refusal(stored) == (500, f"{said}, or ask without store")
+        stream = web.post("/v1/completions", json={**body, "store": True, "stream": True})
+        assert f"{said}, or ask without store" in stream.text
+        assert refusal(web.post("/v1/feedback", json={"id": "x", "rating": 1})) == (500, said)
+        assert web.post("/v1/completions", json=body).status_code == 200
 
 
 def test_it_ends_cleanly_running_answers_first(folder, opened):

@@ -15,6 +15,8 @@ Source: OpenAI, "API reference"; WHATWG, "Server-sent events".
 
 import asyncio
 import json
+import logging
+import sqlite3
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -36,6 +38,9 @@ from labkit.serving.metrics import Metrics
 from labkit.serving.protocol import Chat, Completion, Feedback, Refused, read
 from labkit.serving.writing import TextPieces
 
+logger = logging.getLogger(__name__)
+
+FAILED = "the service failed: its log says how"
 MOST_UNASKED = 256
 """Tokens of an answer whose client names no limit."""
 
@@ -120,6 +125,10 @@ def build_app(
     @app.exception_handler(Refused)
     async def refused(request: Request, error: Refused) -> JSONResponse:
         return JSONResponse(error.body, error.status, error.headers)
+
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> JSONResponse:  # and uvicorn logs it
+        return await refused(request, Refused(500, FAILED, "failed"))
 
     @app.exception_handler(LabError)
     async def impossible(request: Request, error: LabError) -> JSONResponse:
@@ -219,7 +228,11 @@ class _Writer:
         rest = self.pieces.finish()
         metrics.whole.observe(time.monotonic() - self.answer.began)
         if self.asked.store and self.service.kept is not None:
-            await asyncio.to_thread(self._keep, self.service.kept)
+            try:
+                await asyncio.to_thread(self._keep, self.service.kept)
+            except sqlite3.Error:
+                logger.exception("a request could not be kept")
+                raise Refused(500, f"{FAILED}, or ask without store", "not_kept") from None
         yield rest
 
     async def events(
