@@ -37,6 +37,7 @@ ROOMS = (
     "evaluation",
     "training",
     "generation",
+    "serving",
     "course",
     "notebook",
     "bench",

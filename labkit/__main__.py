@@ -113,6 +113,20 @@ def _classify(options: commands.Classify) -> int:
     return 0
 
 
+def _serve(options: commands.Serve) -> int:
+    from labkit.commands import serving
+
+    serving.serve(options)
+    return 0
+
+
+def _collect(options: commands.Collect) -> int:
+    from labkit.commands import serving
+
+    serving.collect(options)
+    return 0
+
+
 def _bench(options: commands.Bench) -> int:
     from labkit import bench
 
@@ -152,6 +166,8 @@ WORK: dict[type, Callable[[Any], int]] = {
     commands.Generate: _generate,
     commands.Evaluate: _evaluate,
     commands.Classify: _classify,
+    commands.Serve: _serve,
+    commands.Collect: _collect,
     commands.Bench: _bench,
     commands.Lab: _lab,
     commands.Doctor: _doctor,

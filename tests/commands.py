@@ -61,12 +61,14 @@ def environment() -> dict[str, str]:
     return {**os.environ, "COLUMNS": "200"}
 
 
-def start(*arguments: object, hangup: signal.Handlers = signal.SIG_DFL) -> subprocess.Popen:
+def start(
+    *arguments: object, hangup: signal.Handlers = signal.SIG_DFL, **variables: str
+) -> subprocess.Popen:
     """Start `python -m labkit` on its own, where SIGHUP does what `hangup` says."""
     command = [sys.executable, "-m", "labkit", *map(str, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     obey = partial(signal.signal, signal.SIGHUP, hangup)
-    return subprocess.Popen(command, env=environment(), preexec_fn=obey, **pipes)
+    return subprocess.Popen(command, env={**environment(), **variables}, preexec_fn=obey, **pipes)
 
 
 def alone(*arguments: object) -> subprocess.CompletedProcess:

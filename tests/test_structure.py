@@ -145,7 +145,7 @@ def test_learners_get_no_test_packages():
     tests = {
         canonicalize_name(Requirement(x).name) for x in project["optional-dependencies"]["test"]
     }
-    assert tests & set(course) == {"pyyaml", "accelerate"}, "jupyterlab's and `labkit bench`'s"
+    assert tests & set(course) == {"pyyaml", "accelerate", "httpx"}, "jupyterlab's, `bench`'s"
     assert set(course) & set(pins("requirements-test.txt")) == set()
 
 

@@ -344,6 +344,53 @@ class Classify:
 
 
 @dataclass(frozen=True)
+class Serve:
+    """Serve a language model over HTTP, on this machine only, behind a token.
+
+    Programs that speak OpenAI's interface (completions, chat completions, streams) talk to it, and
+    its page chats with it in a browser. Requests of all clients run in one batch. The token is that
+    of the variable LABKIT_TOKEN, or a new one, printed at the start.
+    """
+
+    model: Positional[Path] = Path("runs/pretrain")
+    """smollm2, a run folder or a model folder."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 127.0.0.1: only programs of this machine reach it."""
+    port: int = 8000
+    """Port, 1 to 65535; 0 takes a free one."""
+    slots: int = 16
+    """Requests that run together, at least 1; the memory for their texts is reserved."""
+    queue: int = 256
+    """Requests that may wait for a slot, 0 or more; further ones are refused (status 429)."""
+    max_length: int | None = None
+    """Tokens of a prompt and its answer (else 400); None: the model's context, at most 1024."""
+    max_seconds: float = 120.0
+    """From a request to its last token, above 0 (else 504)."""
+    max_body: int = 1_000_000
+    """Bytes of a request, at least 1 (else 413)."""
+    keep: Path | None = None
+    """SQLite file for requests that say "store": true, and for feedback on them; None: none."""
+    grace: float = 10.0
+    """Seconds that running answers have when the service is asked to end, at least 1."""
+    device: Device = "auto"
+    """Where to run."""
+
+
+@dataclass(frozen=True)
+class Collect:
+    """Write what `labkit serve --keep` has kept as files to learn from or to measure on.
+
+    conversations.jsonl: chats that people liked; preferences.jsonl: a liked and a disliked answer
+    to the same messages; texts.jsonl: what was to be continued. What would be empty is not written.
+    """
+
+    kept: Positional[Path] = Path("kept.sqlite")
+    """The SQLite file."""
+    out: Path = Path("runs/collected")
+    """Folder for the files, new or empty."""
+
+
+@dataclass(frozen=True)
 class Bench:
     """Measure speed and memory beside other programs: pretraining, fine-tuning, generation."""
 
@@ -386,6 +433,8 @@ COMMANDS: dict[str, Any] = {
     "generate": Generate(),
     "evaluate": Evaluate(),
     "classify": Classify(),
+    "serve": Serve(),
+    "collect": Collect(),
     "bench": Bench(),
     "lab": Lab(),
     "doctor": Doctor(),

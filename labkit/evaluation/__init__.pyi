@@ -1,6 +1,7 @@
 from . import choices as choices
 from . import classification as classification
 from . import continual as continual
+from . import drift as drift
 from . import entities as entities
 from . import exposure as exposure
 from . import forward as forward
@@ -8,6 +9,7 @@ from . import intervals as intervals
 from . import language as language
 from . import linear as linear
 from . import overlap as overlap
+from . import paired as paired
 from . import pass_at_k as pass_at_k
 from . import preference as preference
 from . import spans as spans
@@ -29,6 +31,9 @@ from .classification import fit_temperature as fit_temperature
 from .classification import macro_f1 as macro_f1
 from .classification import per_class as per_class
 from .continual import TaskMatrix as TaskMatrix
+from .drift import DriftMonitor as DriftMonitor
+from .drift import Signal as Signal
+from .drift import Verdict as Verdict
 from .entities import EntityScores as EntityScores
 from .entities import entity_scores as entity_scores
 from .exposure import Exposure as Exposure
@@ -57,6 +62,8 @@ from .overlap import rouge as rouge
 from .overlap import text_scores as text_scores
 from .overlap import token_f1 as token_f1
 from .overlap import word_f1 as word_f1
+from .paired import Paired as Paired
+from .paired import paired_test as paired_test
 from .pass_at_k import mean_pass_at_k as mean_pass_at_k
 from .preference import Preferred as Preferred
 from .preference import preferred as preferred

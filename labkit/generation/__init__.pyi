@@ -1,11 +1,17 @@
+from . import batching as batching
 from . import beam as beam
 from . import classifier as classifier
 from . import loaded as loaded
 from . import reader as reader
 from . import rollouts as rollouts
 from . import sampling as sampling
+from . import speculative as speculative
 from . import tagger as tagger
 from . import token_step as token_step
+from .batching import Batcher as Batcher
+from .batching import Request as Request
+from .batching import Written as Written
+from .batching import generate_each as generate_each
 from .beam import Hypothesis as Hypothesis
 from .beam import beam_search as beam_search
 from .classifier import Classifier as Classifier
@@ -24,6 +30,8 @@ from .sampling import left_pad as left_pad
 from .sampling import next_token_probabilities as next_token_probabilities
 from .sampling import right_pad as right_pad
 from .sampling import stream as stream
+from .speculative import Speculated as Speculated
+from .speculative import speculate as speculate
 from .tagger import TaggedText as TaggedText
 from .tagger import WordTagger as WordTagger
 from .tagger import load_tagger as load_tagger

@@ -86,7 +86,7 @@ class LanguageModel:
         """
         if samples < 1:
             raise LabError(f"samples {samples} is out of range: choose at least 1")
-        ids = self._prompt(prompt, chat)
+        ids = self.ids_of(prompt, chat)
         if beams == 1:
             return self._continue([ids] * samples, max_new_tokens, temperature, top_k, top_p, seed)
         if top_k is not None or top_p is not None:
@@ -119,7 +119,7 @@ class LanguageModel:
         """
         if batch_size < 1:
             raise LabError(f"batch_size {batch_size} is out of range: choose at least 1")
-        prompts = [self._prompt(source, chat=False) for source in sources]
+        prompts = [self.ids_of(source, chat=False) for source in sources]
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         said = [""] * len(prompts)
         for start in range(0, len(order), batch_size):
@@ -134,7 +134,8 @@ class LanguageModel:
                 said[i] = text
         return said
 
-    def _prompt(self, prompt: str, chat: bool) -> list[int]:
+    def ids_of(self, prompt: str, chat: bool = False) -> list[int]:
+        """The tokens that the model reads for a prompt of `generate`."""
         if chat and not prompt:
             raise LabError("chat needs a prompt: give a question")
         if isinstance(self.model, EncoderDecoder):
@@ -148,7 +149,8 @@ class LanguageModel:
         return [self.tokenizer.end_of_text_id, *self.tokenizer.encode(prompt)]
 
     @property
-    def _ends(self) -> set[int]:
+    def ends(self) -> set[int]:
+        """The tokens that end a text or a turn."""
         return {self.tokenizer.end_of_text_id, self.tokenizer.end_of_turn_id}
 
     def _room(self, max_new_tokens: int) -> int:
@@ -166,7 +168,7 @@ class LanguageModel:
             fits = context_length(self.model) - max(map(len, prompts)) + 1
             room = min(room, fits) if fits > 0 else room
         start = self.tokenizer.end_of_text_id
-        found = beam_search(self.model, prompts, room, beams, length_penalty, self._ends, start)
+        found = beam_search(self.model, prompts, room, beams, length_penalty, self.ends, start)
         return [[self.tokenizer.decode(it.ids) for it in texts] for texts in found]
 
     def chat(
@@ -216,7 +218,7 @@ class LanguageModel:
     def _continue(self, prompts: list[list[int]], max_new_tokens: int, *how: Any) -> list[str]:
         start = self.tokenizer.end_of_text_id
         room = self._room(max_new_tokens)
-        answers = generate(self.model, prompts, room, *how, end_id=self._ends, start_id=start)
+        answers = generate(self.model, prompts, room, *how, end_id=self.ends, start_id=start)
         return [self.tokenizer.decode(answer) for answer in answers]
 
     def score(

@@ -15,6 +15,7 @@ Sources: Pope et al. 2022, arXiv:2211.05102, section 2 (what a step of decoding 
 """
 
 import functools
+import platform
 from collections.abc import Callable
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -24,11 +25,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from labkit.errors import LabError
-from labkit.models.attention import MultiHeadAttention, StackedLinear, attention, padding_mask
+from labkit.models.attention import (
+    MultiHeadAttention,
+    StackedLinear,
+    attention,
+    causal_mask,
+    padding_mask,
+)
 from labkit.models.kv_cache import KVCache
 from labkit.models.layers import ACTIVATIONS, Block, FeedForward, make_norm
 from labkit.models.positions import Rotary, rotate
+from labkit.models.slot_cache import SlotCache, write_columns
 from labkit.models.transformer import Transformer
+
+FEWEST_ROWS = 4
+"""To which fewer are filled up in a packed product."""
+ROWS_PACKED_FOR = 8
+"""What oneDNN is told to expect; others are multiplied as well."""
 
 
 class _Product(NamedTuple):
@@ -39,6 +52,24 @@ class _Product(NamedTuple):
 
     def __call__(self, x: Tensor) -> Tensor:
         return torch.mm(x, self.w) if self.b is None else torch.addmm(self.b, x, self.w)
+
+
+class _Packed(NamedTuple):
+    """The same for several rows, w (outputs, inputs) as oneDNN packs it.
+
+    Several rows need no weight more often than one, yet `torch.mm` took 3 times as long for 6 and
+    almost 4 times for 16; with weights packed once 4 to 6 took as long as one, 16 less than twice
+    (docs/LOG.md, chapter 20). 1 and 2 rows took longer than 4 and are filled up.
+    """
+
+    w: Tensor
+    b: Tensor | None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        rows = len(x)
+        if rows < FEWEST_ROWS:
+            x = F.pad(x, (0, 0, 0, FEWEST_ROWS - rows))
+        return torch.ops.mkldnn._linear_pointwise(x, self.w, self.b, "none", [], "")[:rows]
 
 
 class _Norm(NamedTuple):
@@ -59,11 +90,11 @@ class _Norm(NamedTuple):
 
 class _Layer(NamedTuple):
     attention_norm: _Norm
-    qkv: _Product
-    out: _Product
+    qkv: _Product | _Packed
+    out: _Product | _Packed
     ffn_norm: _Norm
-    up: _Product
-    down: _Product
+    up: _Product | _Packed
+    down: _Product | _Packed
 
 
 class _Shape(NamedTuple):
@@ -84,7 +115,7 @@ class _Decoder(NamedTuple):
     embedding_norm: _Norm
     layers: list[_Layer]
     final_norm: _Norm
-    head: _Product
+    head: _Product | _Packed
 
 
 def is_plain(model: Transformer) -> bool:
@@ -129,25 +160,33 @@ class TokenStep:
     """A decoder's forward pass for one new token of each sequence.
 
     The weights are those of the moment of construction: on a CPU in fp32 they are copied, each
-    matrix transposed, so that a step reads it from end to end; elsewhere they are only looked at.
+    matrix as its products read it best (for one row transposed, for several packed by oneDNN);
+    elsewhere they are only looked at.
 
     Args:
         model: A decoder with a language-model head for which `is_plain` holds.
         copy: False never copies, for a few tokens only.
         compile: Make one program of a step with torch.compile. The first step of a shape of model
             and number of sequences then takes 10 to 20 s; lengths and weights may change.
+        several: The copy is for steps of several rows (`of_slots`, `of_block`, a batch).
 
     Raises:
         LabError: The model is not plain.
     """
 
-    def __init__(self, model: Transformer, copy: bool = True, compile: bool = False):
+    def __init__(
+        self,
+        model: Transformer,
+        copy: bool = True,
+        compile: bool = False,
+        several: bool = False,
+    ):
         if not is_plain(model):
             raise LabError(
                 "a layer of the model was replaced or has a hook: call the model itself, with its"
                 " cache"
             )
-        self.decoder = _flattened(model, copy)
+        self.decoder = _flattened(model, copy, several and not compile and _packs())
         self.compile = compile
 
     @torch.inference_mode()
@@ -178,14 +217,47 @@ class TokenStep:
         cache.advance(1)
         return logits_BV
 
+    @torch.inference_mode()
+    def of_slots(self, ids_B: Tensor, cache: SlotCache) -> Tensor:
+        """Read one token of each text in a `SlotCache`, at its own place; logits_BV of the next.
 
-def _flattened(model: Transformer, copy: bool) -> _Decoder:
+        Never compiled: the number of texts changes from step to step.
+        """
+        held = [cache.extended(layer, 1) for layer in range(len(self.decoder.layers))]
+        places_B, mask_B11S = cache.places(), padding_mask(cache.mask())
+        logits_BV = _read_token(self.decoder, ids_B, places_B, mask_B11S, held, places_B)
+        cache.advance(1)
+        return logits_BV
+
+    @torch.inference_mode()
+    def of_block(self, ids_T: Tensor, cache: KVCache) -> Tensor:
+        """Read the next T tokens of one text, as rows of the same products; logits_TV.
+
+        For a few tokens whose logits are all wanted, as in speculative decoding. Never compiled.
+        """
+        T, past = len(ids_T), cache.length
+        held = [cache.extended(layer, T) for layer in range(len(self.decoder.layers))]
+        places_T = torch.arange(past, past + T, device=ids_T.device)
+        mask_TS = causal_mask(T, past + T, ids_T.device)
+        logits_TV = _read_token(self.decoder, ids_T, places_T, mask_TS, held, block=True)
+        cache.advance(T)
+        return logits_TV
+
+
+def _packs() -> bool:
+    """Whether oneDNN is there, on the processors on which this was measured."""
+    return torch.backends.mkldnn.is_available() and platform.machine() in ("x86_64", "AMD64")
+
+
+def _flattened(model: Transformer, copy: bool, pack: bool) -> _Decoder:
     config = model.config
 
-    def product(linear: Any) -> _Product:
+    def product(linear: Any) -> _Product | _Packed:
         w = linear.weight.detach()
         columns = copy and w.device.type == "cpu" and w.dtype == torch.float32
         bias = None if linear.bias is None else linear.bias.detach()
+        if columns and pack:
+            return _Packed(torch.ops.mkldnn._reorder_linear_weight(w, ROWS_PACKED_FOR), bias)
         return _Product(w.t().contiguous() if columns else w.t(), bias)
 
     def norm(module: Any) -> _Norm:
@@ -232,8 +304,11 @@ def _read_token(
     places_B: Tensor,
     mask_B11S: Tensor | None,
     held: list[tuple[Tensor, Tensor]],
+    columns_B: Tensor | None = None,
+    block: bool = False,
 ) -> Tensor:
-    """logits_BV. `held`: keys and values of each layer (B, G, S, K), the last to be written."""
+    """logits_BV. `held`: keys and values of each layer (B, G, S, K), a column to be written:
+    `columns_B`, or the last of all rows."""
     x_BD = decoder.embedding_VD[ids_B]
     if decoder.positions_TD is not None:
         x_BD = x_BD + decoder.positions_TD[places_B]
@@ -243,7 +318,7 @@ def _read_token(
         cos_TK, sin_TK = decoder.rotary
         turn = (cos_TK[places_B].unsqueeze(1), sin_TK[places_B].unsqueeze(1))
     for layer, kept in zip(decoder.layers, held, strict=True):
-        x_BD = _read_layer(decoder.shape, layer, x_BD, turn, mask_B11S, *kept)
+        x_BD = _read_layer(decoder.shape, layer, x_BD, turn, mask_B11S, *kept, columns_B, block)
     return decoder.head(decoder.final_norm(x_BD))
 
 
@@ -255,6 +330,8 @@ def _read_layer(
     mask_B11S: Tensor | None,
     keys_BGSK: Tensor,
     values_BGSK: Tensor,
+    columns_B: Tensor | None,
+    block: bool,
 ) -> Tensor:
     H, G, K = shape.num_heads, shape.num_kv_heads, shape.head_width
     h_BD = layer.attention_norm(x_BD) if shape.pre else x_BD
@@ -263,9 +340,18 @@ def _read_layer(
     if turn is not None:
         qk_BNK = rotate(qk_BNK, *turn)
     q_BHK, k_BGK = qk_BNK.split((H, G), dim=1)
-    keys_BGSK.select(2, -1).copy_(k_BGK)
-    values_BGSK.select(2, -1).copy_(v_BGK)
-    out_BHK = attention(q_BHK.unsqueeze(2), keys_BGSK, values_BGSK, mask_B11S)
+    if block:  # the rows are positions of one text
+        q_BHTK, k_BGTK, v_BGTK = (it.transpose(0, 1)[None] for it in (q_BHK, k_BGK, v_BGK))
+        keys_BGSK.narrow(2, -len(x_BD), len(x_BD)).copy_(k_BGTK)
+        values_BGSK.narrow(2, -len(x_BD), len(x_BD)).copy_(v_BGTK)
+        out_BHK = attention(q_BHTK, keys_BGSK, values_BGSK, mask_B11S)[0].transpose(0, 1)
+    else:
+        for kept_BGSK, new_BGK in ((keys_BGSK, k_BGK), (values_BGSK, v_BGK)):
+            if columns_B is None:
+                kept_BGSK.select(2, -1).copy_(new_BGK)
+            else:
+                write_columns(kept_BGSK, columns_B, new_BGK)
+        out_BHK = attention(q_BHK.unsqueeze(2), keys_BGSK, values_BGSK, mask_B11S)
     x_BD = x_BD + layer.out(out_BHK.reshape(-1, H * K))
     if not shape.pre:
         x_BD = layer.attention_norm(x_BD)

@@ -13,6 +13,7 @@ from . import kv_cache as kv_cache
 from . import layers as layers
 from . import ngrams as ngrams
 from . import positions as positions
+from . import slot_cache as slot_cache
 from . import spans as spans
 from . import tagger as tagger
 from . import transformer as transformer
@@ -60,6 +61,7 @@ from .positions import Rotary as Rotary
 from .positions import rotary_table as rotary_table
 from .positions import rotate as rotate
 from .positions import sinusoidal as sinusoidal
+from .slot_cache import SlotCache as SlotCache
 from .spans import SpanOutput as SpanOutput
 from .spans import SpanReader as SpanReader
 from .tagger import Tagger as Tagger

@@ -78,6 +78,16 @@ class KVCache:
         """Count T new positions as read, once every layer has appended them."""
         self.length += positions
 
+    def forget(self, length: int) -> None:
+        """Go back to the first `length` positions, as if the rest had not been read.
+
+        Raises:
+            LabError: there are not so many.
+        """
+        if not 0 <= length <= self.length:
+            raise LabError(f"length {length} is out of range: choose 0 to {self.length}")
+        self.length = length
+
     def keep_rows(self, rows_B: Tensor) -> None:
         """Row b becomes what row rows_B[b] was, in place; their number may change.
 

@@ -28,6 +28,7 @@ from labkit.models.dropout import Dropout
 from labkit.models.kv_cache import KVCache
 from labkit.models.layers import Block, FeedForward, MaskedLMTransform, RMSNorm, make_norm
 from labkit.models.positions import rotary_table, sinusoidal
+from labkit.models.slot_cache import SlotCache
 
 __all__ = [
     "Block",
@@ -160,7 +161,8 @@ class Transformer(nn.Module):
             document_ids: (B, T) document of each token: attention stays inside a document. Give
                 position_ids with it.
             token_type_ids: (B, T) segment of each token; None: 0.
-            cache: From `new_cache`; input_ids are then the next T tokens. It grows in place.
+            cache: From `new_cache`; input_ids are then the next T tokens. It grows in place. Or
+                from `new_slots`: then T = 1, with its mask and places.
             source: What cross-attention reads.
 
         Returns:
@@ -223,6 +225,19 @@ class Transformer(nn.Module):
             self.config.kv_heads,
             self.config.context_length if room is None else room,
             self.config.head_width,
+            dtype=_compute_dtype(weight),
+            device=weight.device,
+        )
+
+    def new_slots(self, slots: int, capacity: int) -> SlotCache:
+        """An empty cache for `slots` texts that come and go, each of up to `capacity` positions."""
+        weight, config = next(self.blocks.parameters()), self.config
+        return SlotCache(
+            config.num_layers,
+            slots,
+            config.kv_heads,
+            capacity,
+            config.head_width,
             dtype=_compute_dtype(weight),
             device=weight.device,
         )

@@ -13,6 +13,7 @@ from .distillation import soft_targets as soft_targets
 from .enumeration import PrefixTable as PrefixTable
 from .enumeration import answer_batch as answer_batch
 from .enumeration import every_answer as every_answer
+from .enumeration import every_outcome as every_outcome
 from .enumeration import expected_reward as expected_reward
 from .losses import binary_cross_entropy as binary_cross_entropy
 from .losses import chunked_cross_entropy as chunked_cross_entropy

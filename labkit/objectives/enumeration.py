@@ -9,7 +9,8 @@ Legend: A answers, L longest, V vocabulary.
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -111,3 +112,36 @@ def expected_reward(
     log_p_A = token_log_probs(model, answer_batch(prompt, answers)).sum(dim=1)
     rewards_A = log_p_A.new_tensor([reward(list(answer)) for answer in answers])
     return (log_p_A.exp() * rewards_A).sum()
+
+
+def every_outcome(run: Callable[[Callable[[Tensor], int]], Hashable]) -> dict[Hashable, float]:
+    """The exact distribution of a random procedure: it runs once for each row of its draws.
+
+    Args:
+        run: a procedure that draws by calling what it is given, `draw(probabilities) -> index`,
+            and by nothing else. With D draws among V it runs up to V^D times.
+
+    Returns:
+        outcome -> probability.
+
+    >>> coin = torch.tensor([0.25, 0.75])
+    >>> every_outcome(lambda draw: draw(coin) + draw(coin))
+    {0: 0.0625, 1: 0.375, 2: 0.5625}
+    """
+    found: dict[Hashable, float] = {}
+    scripts: list[list[int]] = [[]]
+    while scripts:
+        script, chances = scripts.pop(0), []
+
+        def draw(p: Tensor, script: list[int] = script, chances: list[float] = chances) -> int:
+            if len(chances) == len(script):  # beyond what is written down: the first, others later
+                first, *others = p.nonzero().flatten().tolist()
+                scripts.extend([*script, other] for other in others)
+                script.append(first)
+            index = script[len(chances)]
+            chances.append(float(p[index]))
+            return index
+
+        outcome = run(draw)
+        found[outcome] = found.get(outcome, 0.0) + math.prod(chances)
+    return found

@@ -6,6 +6,7 @@ from . import cleaning as cleaning
 from . import code_calls as code_calls
 from . import code_roles as code_roles
 from . import conll as conll
+from . import contamination as contamination
 from . import conversations as conversations
 from . import corpora as corpora
 from . import docstrings as docstrings
@@ -36,6 +37,8 @@ from .cleaning import normalize_unicode as normalize_unicode
 from .cleaning import split_by_hash as split_by_hash
 from .cleaning import strip_markup as strip_markup
 from .cleaning import words as words
+from .contamination import Contained as Contained
+from .contamination import contained_passages as contained_passages
 from .prompting import ChoiceQuestion as ChoiceQuestion
 from .prompting import draw_examples as draw_examples
 from .prompting import example_orders as example_orders

@@ -1,0 +1,15 @@
+from . import app as app
+from . import engine as engine
+from . import gate as gate
+from . import kept as kept
+from . import metrics as metrics
+from . import protocol as protocol
+from . import server as server
+from . import writing as writing
+from .app import build_app as build_app
+from .engine import Engine as Engine
+from .engine import Limits as Limits
+from .kept import Kept as Kept
+from .protocol import Refused as Refused
+from .server import serve as serve
+from .writing import TextPieces as TextPieces
