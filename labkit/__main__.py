@@ -153,6 +153,13 @@ def _lab(options: commands.Lab) -> int:
     os.execv(sys.executable, command)
 
 
+def _progress(options: commands.Progress) -> int:
+    from labkit.commands import progress
+
+    progress.progress(options)
+    return 0
+
+
 def _doctor(options: commands.Doctor) -> int:
     from labkit.commands import doctor
 
@@ -170,6 +177,7 @@ WORK: dict[type, Callable[[Any], int]] = {
     commands.Collect: _collect,
     commands.Bench: _bench,
     commands.Lab: _lab,
+    commands.Progress: _progress,
     commands.Doctor: _doctor,
 }
 

@@ -133,6 +133,7 @@ FLAGS = {
     "collect": "kept out",
     "bench": "json quick only",
     "lab": "folder port browser",
+    "progress": "folder csv",
     "doctor": "quick",
 }
 FLAGS = {command: names.split() for command, names in FLAGS.items()}

@@ -6,6 +6,7 @@ import shutil
 
 import nbformat
 import pytest
+from commands import here
 from nbclient import NotebookClient
 
 from labkit.course import VERDICT_MIME, collect, verdicts_of
@@ -110,3 +111,21 @@ def test_what_cannot_be_collected_is_named(tmp_path):
     (tmp_path / "a.ipynb").write_text("{}")
     with pytest.raises(LabError, match=r"a\.ipynb is not a readable notebook"):
         collect([tmp_path])
+
+
+def test_progress_counts_what_is_solved_in_ones_own_notebooks(handed_in, tmp_path, capsys):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    assert here("progress", mine) == 2
+    assert "holds none of the chapters: labkit lab" in capsys.readouterr().err
+    shutil.copy(handed_in / "ada" / "05.ipynb", mine / "05_cross_entropy.ipynb")
+    assert here("progress", mine, "--csv", tmp_path / "solved.csv") == 0
+    lines = capsys.readouterr().out.splitlines()
+    ours = next(line for line in lines if line.startswith("05 "))
+    assert " 1 of 6   next: 05.2 " in ours
+    rows = list(csv.DictReader((tmp_path / "solved.csv").open()))
+    assert f"1 of {len(rows)}" in next(line for line in lines if line.startswith("in all"))
+    assert {row["exercise"]: row["status"] for row in rows}["05.1"] == "passed"
+    assert {row["chapter"] for row in rows} >= {"05 · Cross-entropy", "10 · Full fine-tuning"}
+    assert here("progress", tmp_path / "nowhere") == 2
+    assert "is no folder: labkit lab" in capsys.readouterr().err

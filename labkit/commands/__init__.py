@@ -15,6 +15,7 @@
     scoring        a classifier's scores beside those of simpler models
     inspecting     generate, evaluate, classify
     serving        a model as a service over HTTP, and what its users left
+    progress       which exercises are solved in your own notebooks
     doctor         what this machine is, what is missing, what to do
 
 Importing this package imports none of them: `labkit --help` needs `options` alone.

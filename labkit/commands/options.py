@@ -418,6 +418,16 @@ class Lab:
 
 
 @dataclass(frozen=True)
+class Progress:
+    """Say which exercises are solved in your own copies of the chapters."""
+
+    folder: Positional[Path] = Path("my-notebooks")
+    """Folder of the notebooks that you work in; what was saved there counts."""
+    csv: Path | None = None
+    """File for a spreadsheet: every exercise with its title and its last verdict."""
+
+
+@dataclass(frozen=True)
 class Doctor:
     """Say what this machine is, what is missing and what to do."""
 
@@ -437,6 +447,7 @@ COMMANDS: dict[str, Any] = {
     "collect": Collect(),
     "bench": Bench(),
     "lab": Lab(),
+    "progress": Progress(),
     "doctor": Doctor(),
 }
 
