@@ -9,7 +9,13 @@ import torch
 from gguf.quants import dequantize, quantize
 
 from labkit.errors import LabError
-from labkit.models.compression import StoredLinear, StoredMatrix, gguf_blocks, stored_bytes
+from labkit.models.compression import (
+    StoredLinear,
+    StoredMatrix,
+    gguf_blocks,
+    quantise,
+    stored_bytes,
+)
 from labkit.models.compression.gguf_blocks import FORMATS, codes, decode
 from labkit.text import pretrained
 
@@ -81,7 +87,11 @@ def test_smollm2s_own_file_is_decoded_to_the_bit():
             data = tensor.data[:512]
             theirs = dequantize(data, tensor.tensor_type)
             assert np.array_equal(decode(data, name), theirs), tensor.name
-            assert np.array_equal(codes(data, name).dequantise().numpy(), theirs), tensor.name
+            held = codes(data, name)
+            assert np.array_equal(held.dequantise().numpy(), theirs), tensor.name
+            found = quantise(torch.from_numpy(theirs), held.grid)  # its own grid is found again
+            assert torch.equal(found.scales_OG, held.scales_OG), tensor.name
+            assert torch.equal(found.codes_OI, held.codes_OI), tensor.name
 
 
 @pytest.mark.parametrize(

@@ -211,10 +211,15 @@ def test_a_refit_is_never_worse_on_its_text_and_clearly_better_where_units_go_to
     h = torch.randn(500, 8) @ torch.randn(8, 24) + 0.1 * torch.randn(500, 24)
     w, kept_units = torch.randn(10, 24), torch.arange(0, 24, 2)
     moments = h.T @ h / 500
-    fitted = refit(w, moments, kept_units)
+    fitted = refit(w, moments, kept_units, damping=0)
     wanted = h @ w.T
     errors = [((h[:, kept_units] @ m.T - wanted) ** 2).sum() for m in (w[:, kept_units], fitted)]
     assert errors[1] < 0.2 * errors[0]
+    for damping in (0.01, 1.0, 100.0):
+        damped = refit(w, moments, kept_units, damping)
+        error = ((h[:, kept_units] @ damped.T - wanted) ** 2).sum()
+        assert errors[1] <= error <= errors[0]
+        errors[1] = error  # the more damping, the less is made up for
     solution = torch.linalg.lstsq(h[:, kept_units].double(), wanted.double()).solution.T.float()
     assert_close(fitted, solution, atol=1e-3, rtol=1e-3)
 
