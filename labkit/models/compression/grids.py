@@ -175,9 +175,11 @@ def _fp16(values: Tensor, up: bool) -> Tensor:
             f"a scale of {float(values.abs().max()):.3g} is beyond fp16 (65,504), or a weight is "
             "not finite: such a matrix is damaged, or must be scaled down first"
         )
-    beyond = torch.full_like(near, torch.inf if up else -torch.inf)
     wrong = near.float() < values if up else near.float() > values
-    return torch.where(wrong, torch.nextafter(near, beyond), near)
+    # Of one sign, neighbours among fp16 numbers are neighbours as whole numbers, too.
+    bits, outward = near.view(torch.int16), near.signbit() != up
+    beyond = torch.where(outward, bits + 1, bits - 1).view(torch.float16)
+    return torch.where(wrong, beyond, near)
 
 
 def best_clip(w_OI: Tensor, grid: Grid, importance_I: Tensor | None = None) -> Tensor:
