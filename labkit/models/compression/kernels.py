@@ -11,8 +11,8 @@
 When one token is computed the time goes into reading weights, when many are it goes into
 multiplying. That decides which of the two helps (measured: docs/LOG.md).
 
-Large inputs in a few columns, which language models have, make a coarse: then activations of 8
-bits cost more quality than weights of 8 bits do.
+A few columns of a language model's inputs are far larger than the others, and `a` follows them:
+8 bits for inputs can cost more than 8 bits for weights do. In smollm2 they do (docs/LOG.md).
 
 Legend: O outputs, I inputs, G groups of a row, N positions.
 
