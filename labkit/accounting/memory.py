@@ -139,8 +139,8 @@ def kept_bytes(
     wide_mask = implementation == "transformers" and device == "cpu"
     noise = (e if wide_mask else 1) * N * D if dropped else 0
 
-    kv_width = config.kv_heads * config.head_width
-    qkv = e * N * (D + 2 * kv_width)
+    q_width, kv_width = (n * config.head_width for n in (config.num_heads, config.kv_heads))
+    qkv = e * N * (q_width + 2 * kv_width)
     scores = B * config.num_heads * T * T
     if implementation == "transformers" and config.kind == "encoder":
         product_inputs = 3 * product_input if narrow else product_input  # q, k, v cast x each
@@ -150,16 +150,16 @@ def kept_bytes(
     if plain and device == "cpu" and implementation == "labkit":
         core = qkv + scores * (2 * e + 1 if dropped else e)
     elif dropped and device == "cpu":  # torch's unfused path, which computes in fp32
-        core = (4 * N * (D + 2 * kv_width)) + 4 * scores * 3
+        core = (4 * N * (q_width + 2 * kv_width)) + 4 * scores * 3
         core += qkv if narrow else 0
     else:
-        rotated = e * N * (D + kv_width) if config.position == "rotary" else 0
+        rotated = e * N * (q_width + kv_width) if config.position == "rotary" else 0
         core = qkv + rotated + 4 * N * config.num_heads
     if config.activation == "swiglu":
         hidden = 4 * e * N * width
     else:
         hidden = (1 if config.activation == "relu" else 2) * e * N * width
-    attention_out = product_input
+    attention_out = e * N * q_width
     block = 2 * norm + product_inputs + core + attention_out + noise
     block += product_input + hidden + noise
 

@@ -1,6 +1,7 @@
 from . import adapting as adapting
 from . import attention as attention
 from . import baselines as baselines
+from . import compression as compression
 from . import config as config
 from . import counts as counts
 from . import crf as crf

@@ -245,6 +245,7 @@ class MultiHeadAttention(nn.Module):
         num_kv_heads: G, a divisor of H; None is H (ordinary attention), 1 is multi-query attention.
         bias: Add a bias to both projections.
         dropout: Probability in [0, 1) of dropping an attention weight while training.
+        head_width: K; None is D/H. Another one where heads were pruned.
     """
 
     def __init__(
@@ -254,14 +255,15 @@ class MultiHeadAttention(nn.Module):
         num_kv_heads: int | None = None,
         bias: bool = True,
         dropout: float = 0.0,
+        head_width: int | None = None,
     ):
         super().__init__()
-        self.num_heads, self.num_kv_heads = _check_heads(d_model, num_heads, num_kv_heads)
-        self.head_width = d_model // num_heads
+        heads = _check_heads(d_model, num_heads, num_kv_heads, head_width)
+        self.num_heads, self.num_kv_heads, self.head_width = heads
         self.dropout = dropout
-        kv_width = self.num_kv_heads * self.head_width
-        self.qkv = StackedLinear(d_model, (d_model, kv_width, kv_width), bias)
-        self.out = nn.Linear(d_model, d_model, bias=bias)
+        q_width, kv_width = num_heads * self.head_width, self.num_kv_heads * self.head_width
+        self.qkv = StackedLinear(d_model, (q_width, kv_width, kv_width), bias)
+        self.out = nn.Linear(q_width, d_model, bias=bias)
 
     def forward(
         self,
@@ -317,7 +319,7 @@ class CrossAttention(nn.Module):
     The whole source is there before the first token is written, so every query may see all of it.
 
     Args:
-        d_model, num_heads, num_kv_heads, bias, dropout: As in `MultiHeadAttention`.
+        d_model, num_heads, num_kv_heads, bias, dropout, head_width: As in `MultiHeadAttention`.
     """
 
     def __init__(
@@ -327,15 +329,16 @@ class CrossAttention(nn.Module):
         num_kv_heads: int | None = None,
         bias: bool = True,
         dropout: float = 0.0,
+        head_width: int | None = None,
     ):
         super().__init__()
-        self.num_heads, self.num_kv_heads = _check_heads(d_model, num_heads, num_kv_heads)
-        self.head_width = d_model // num_heads
+        heads = _check_heads(d_model, num_heads, num_kv_heads, head_width)
+        self.num_heads, self.num_kv_heads, self.head_width = heads
         self.dropout = dropout
-        kv_width = self.num_kv_heads * self.head_width
-        self.q = nn.Linear(d_model, d_model, bias=bias)
+        q_width, kv_width = num_heads * self.head_width, self.num_kv_heads * self.head_width
+        self.q = nn.Linear(d_model, q_width, bias=bias)
         self.kv = StackedLinear(d_model, (kv_width, kv_width), bias)
-        self.out = nn.Linear(d_model, d_model, bias=bias)
+        self.out = nn.Linear(q_width, d_model, bias=bias)
 
     def forward(
         self, x_BTD: Tensor, source: Source, cache: KVCache | None = None, layer: int = 0
@@ -366,11 +369,13 @@ class CrossAttention(nn.Module):
         return k_BGSK, v_BGSK
 
 
-def _check_heads(d_model: int, num_heads: int, num_kv_heads: int | None) -> tuple[int, int]:
+def _check_heads(
+    d_model: int, num_heads: int, num_kv_heads: int | None, head_width: int | None
+) -> tuple[int, int, int]:
     num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
-    if d_model % num_heads or num_heads % num_kv_heads:
+    if (head_width is None and d_model % num_heads) or num_heads % num_kv_heads:
         raise LabError(
             f"d_model ({d_model}) must be a multiple of num_heads ({num_heads}), and num_heads"
             f" a multiple of num_kv_heads ({num_kv_heads})"
         )
-    return num_heads, num_kv_heads
+    return num_heads, num_kv_heads, head_width or d_model // num_heads

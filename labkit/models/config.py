@@ -28,7 +28,7 @@ class TransformerConfig:
     context_length: int
     """Longest sequence in tokens, at least 1."""
     d_model: int
-    """D, width of the residual stream, a multiple of num_heads."""
+    """D, width of the residual stream, a multiple of num_heads unless d_head is given."""
     num_layers: int
     """Number of blocks, at least 1; an encoder-decoder has as many on either side."""
     num_heads: int
@@ -37,6 +37,8 @@ class TransformerConfig:
     """Key/value heads per layer, a divisor of num_heads; None: num_heads."""
     d_ff: int | None = None
     """F, feed-forward width; None: 4 D, or 8/3 D rounded up to a multiple of 64 for swiglu."""
+    d_head: int | None = None
+    """K, width of a head; None: d_model / num_heads. Another one where heads were pruned."""
     kind: Literal["decoder", "encoder", "encoder_decoder"] = "decoder"
     """decoder: each position sees the past; encoder: each position sees the whole sequence;
     encoder_decoder: a decoder that also reads what an encoder made of a source."""
@@ -78,7 +80,7 @@ class TransformerConfig:
             low = 0 if name in ("token_types", "num_labels") else 1
             if int in (hint, *choices) and value is not None and value < low:
                 raise LabError(f"{name} is {value}; it must be at least {low}")
-        if self.d_model % self.num_heads:
+        if self.d_head is None and self.d_model % self.num_heads:
             raise LabError(
                 f"d_model is {self.d_model}; it must be a multiple of num_heads ({self.num_heads})"
             )
@@ -109,8 +111,8 @@ class TransformerConfig:
 
     @property
     def head_width(self) -> int:
-        """K = d_model / num_heads."""
-        return self.d_model // self.num_heads
+        """K, d_head or its default."""
+        return self.d_model // self.num_heads if self.d_head is None else self.d_head
 
     @property
     def kv_heads(self) -> int:

@@ -43,7 +43,7 @@ def parameters_by_part(config: TransformerConfig) -> dict[str, int]:
         if config.kind == "encoder":
             head += D * D + bias * D + norm + bias * config.vocab_size
     attention = _attention_weights(config) + bias * (
-        2 * D + 2 * config.kv_heads * config.head_width
+        D + (config.num_heads + 2 * config.kv_heads) * config.head_width
     )
     ups = 2 if config.activation == "swiglu" else 1
     feed_forward = _ffn_weights(config) + bias * (ups * config.ffn_width + D)
@@ -64,7 +64,7 @@ def parameters_by_part(config: TransformerConfig) -> dict[str, int]:
 
 def _attention_weights(config: TransformerConfig) -> int:
     """Numbers in the four matrices of one attention: queries, keys, values, output."""
-    return 2 * config.d_model * (config.d_model + config.kv_heads * config.head_width)
+    return 2 * config.d_model * (config.num_heads + config.kv_heads) * config.head_width
 
 
 def _ffn_weights(config: TransformerConfig) -> int:
@@ -95,7 +95,8 @@ def forward_flops(
     """FLOPs of the matrix products of one forward pass: 2 per multiply-add, attention over all
     pairs.
 
-    FLOPs = 2·N·(weights of the layers and the head) + 4·N·T·D for each layer's q·kᵀ and weights·v.
+    FLOPs = 2·N·(weights of the layers and the head) + 4·N·T·H·K for each layer's q·kᵀ and
+    weights·v.
 
     An encoder-decoder runs its encoder on B·S tokens and its decoder on B·T; cross-attention makes
     keys and values of the S tokens and compares T·S pairs.
@@ -114,13 +115,14 @@ def forward_flops(
     Source: Chowdhery et al. 2022, appendix B.
     """
     D, tokens = config.d_model, batch_size * length
+    heads = config.num_heads * config.head_width  # D, but where heads were pruned
     layer = _attention_weights(config) + _ffn_weights(config)
-    flops = config.num_layers * tokens * (2 * layer + 4 * length * D)
+    flops = config.num_layers * tokens * (2 * layer + 4 * length * heads)
     if config.kind == "encoder_decoder":
         S = length if source_length is None else source_length
-        encoder = batch_size * S * (2 * layer + 4 * S * D)
+        encoder = batch_size * S * (2 * layer + 4 * S * heads)
         keys_and_values = batch_size * S * 4 * D * config.kv_heads * config.head_width
-        cross = tokens * (4 * D * D + 4 * S * D) + keys_and_values
+        cross = tokens * (4 * D * heads + 4 * S * heads) + keys_and_values
         flops += config.num_layers * (encoder + cross)
     if config.num_labels:
         pooled = D * D if config.pooling == "first" else 0

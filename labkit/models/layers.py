@@ -109,7 +109,8 @@ class Block(nn.Module):
     def __init__(self, config: TransformerConfig, cross_attention: bool = False):
         super().__init__()
         self.pre = config.norm_position == "pre"
-        heads = (config.d_model, config.num_heads, config.kv_heads, config.bias, config.dropout)
+        heads = (config.d_model, config.num_heads, config.kv_heads, config.bias, config.dropout,
+                 config.head_width)  # fmt: skip
         self.attention_norm = make_norm(config)
         self.attention = MultiHeadAttention(*heads)
         if cross_attention:

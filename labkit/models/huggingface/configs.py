@@ -52,6 +52,7 @@ def _hf_gpt2(config: TransformerConfig) -> Any:
         norm="layernorm",
         activation=tuple(HF_ACTIVATIONS),
         num_kv_heads=(None, config.num_heads),
+        d_head=(None, config.d_model // config.num_heads),
         why=f"GPT-2 (position={config.position!r})",
     )
     return GPT2Config(
@@ -83,6 +84,7 @@ def _hf_llama(config: TransformerConfig) -> Any:
         num_hidden_layers=config.num_layers,
         num_attention_heads=config.num_heads,
         num_key_value_heads=config.kv_heads,
+        head_dim=config.head_width,
         intermediate_size=config.ffn_width,
         hidden_act="silu",
         attention_bias=config.bias,
@@ -102,6 +104,7 @@ def _must_be_post_norm(config: TransformerConfig, why: str, **more: Any) -> None
         position=("learned", "sinusoidal"),
         activation=tuple(HF_ACTIVATIONS),
         num_kv_heads=(None, config.num_heads),
+        d_head=(None, config.d_model // config.num_heads),
         why=why,
         **more,
     )
@@ -216,8 +219,9 @@ def _from_gpt2(hf: Any, heads: dict[str, Any]) -> TransformerConfig:
 
 def _from_llama(hf: Any, heads: dict[str, Any]) -> TransformerConfig:
     rope = hf.rope_parameters
-    _supported(hf, hidden_act="silu", head_dim=hf.hidden_size // hf.num_attention_heads)
-    _supported(hf, mlp_bias=hf.attention_bias)
+    _supported(hf, hidden_act="silu", mlp_bias=hf.attention_bias)
+    width = hf.head_dim or hf.hidden_size // hf.num_attention_heads
+    usual = width * hf.num_attention_heads == hf.hidden_size
     if rope["rope_type"] != "default":
         raise LabError(f"rope_type {rope['rope_type']!r} is not supported; only 'default' is")
     return TransformerConfig.llama(
@@ -227,6 +231,7 @@ def _from_llama(hf: Any, heads: dict[str, Any]) -> TransformerConfig:
         num_layers=hf.num_hidden_layers,
         num_heads=hf.num_attention_heads,
         num_kv_heads=hf.num_key_value_heads,
+        d_head=None if usual else width,
         d_ff=hf.intermediate_size,
         bias=hf.attention_bias,
         dropout=hf.attention_dropout,
