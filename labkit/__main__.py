@@ -113,6 +113,13 @@ def _classify(options: commands.Classify) -> int:
     return 0
 
 
+def _export(options: commands.Export) -> int:
+    from labkit.commands import exporting
+
+    exporting.export(options)
+    return 0
+
+
 def _bench(options: commands.Bench) -> int:
     from labkit import bench
 
@@ -152,6 +159,7 @@ WORK: dict[type, Callable[[Any], int]] = {
     commands.Generate: _generate,
     commands.Evaluate: _evaluate,
     commands.Classify: _classify,
+    commands.Export: _export,
     commands.Bench: _bench,
     commands.Lab: _lab,
     commands.Doctor: _doctor,

@@ -129,6 +129,7 @@ FLAGS = {
         context_column answer_column answer_start_column source_column target_column beams
         length_penalty max_new_tokens context_length batch_size precision device json""",
     "classify": """model text data out text_column pair_column batch_size precision device json""",
+    "export": "model format dtype out",
     "bench": "json quick only",
     "lab": "folder port browser",
     "doctor": "quick",

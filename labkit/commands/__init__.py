@@ -14,6 +14,7 @@
     finetuning     a task -> the loop -> scores -> model/
     scoring        a classifier's scores beside those of simpler models
     inspecting     generate, evaluate, classify
+    exporting      a model as GGUF, ONNX or safetensors, opened again
     doctor         what this machine is, what is missing, what to do
 
 Importing this package imports none of them: `labkit --help` needs `options` alone.
