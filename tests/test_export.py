@@ -20,9 +20,7 @@ from labkit.models.huggingface import load_pretrained, save_pretrained, to_huggi
 from labkit.text import Tokenizer, train_bpe
 from labkit.text.gguf import convert
 
-TEXTS = [
-    "Mira gave the red lamp to Tom in 1984, didn't she?\n\n 12 lamps, <|user|> é 東京. " * 20
-]
+TEXTS = ["Mira gave the red lamp to Tom in 1984, didn't she?\n\n 12 lamps, <|user|> é 東京. " * 20]
 SHAPE = {"context_length": 48, "d_model": 64, "num_layers": 2, "num_heads": 4, "d_ff": 96}
 QUANTISED = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 
@@ -218,7 +216,9 @@ def test_onnxruntime_gives_the_logits_of_the_model(models, name, tmp_path, capfd
     for ids, mask in batches(model.config.vocab_size):
         more = {"token_type_ids": ids % 2} if model.config.token_types else {}
         found = run_onnx(out, ids, mask, **more)
-        for other in filter(None, (model, theirs)):
+        # transformers' GPT-2 counts positions from the padding on, unless it is given them
+        counted = name != "gpt2" or bool(mask[:, 0].all())
+        for other in (model, theirs) if theirs is not None and counted else (model,):
             with torch.no_grad():
                 expected = other(input_ids=ids, attention_mask=mask, **more).logits
             if expected.shape[:2] == mask.shape:
@@ -228,16 +228,19 @@ def test_onnxruntime_gives_the_logits_of_the_model(models, name, tmp_path, capfd
                 assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_a_graph_that_hands_on_the_mask_fails_under_left_padding(models, tmp_path, monkeypatch):
+def test_a_graph_that_drops_the_mask_is_another_model_under_padding(models, tmp_path, monkeypatch):
     def naive(self, input_ids, attention_mask):
-        return self.model(input_ids, attention_mask).logits
+        return self.model(input_ids, torch.ones_like(attention_mask)).logits
 
     monkeypatch.setattr(onnx_graph.Graph, "forward", naive)
     onnx_graph.write_onnx(models / "gpt2", tmp_path / "model.onnx")
-    ids = torch.arange(20, 29)[None]
-    mask = torch.tensor([[0, 0, 1, 1, 1, 1, 1, 1, 1]])
-    assert run_onnx(tmp_path, ids, torch.ones_like(ids)).isfinite().all()
-    assert not run_onnx(tmp_path, ids, mask)[mask.bool()].isfinite().all()
+    ids, mask = torch.arange(20, 29)[None], torch.tensor([[0, 0, 1, 1, 1, 1, 1, 1, 1]])
+    whole = torch.ones_like(ids)
+    model = load_pretrained(models / "gpt2")
+    with torch.no_grad():
+        assert_close(run_onnx(tmp_path, ids, whole), model(ids, whole).logits, atol=1e-4, rtol=1e-4)
+        gap = (run_onnx(tmp_path, ids, mask) - model(ids, mask).logits)[mask.bool()].abs().max()
+    assert gap > 0.1
 
 
 # --- safetensors -------------------------------------------------------------------------------
@@ -315,7 +318,7 @@ def test_what_does_not_fit_is_one_sentence_and_nothing_is_written(
 
 def test_a_format_that_is_unknown_is_named(models, capfd):
     assert here("export", models / "llama", "--format", "ggml") == 2
-    shown = " ".join(capfd.readouterr().err.split())
+    shown = " ".join(capfd.readouterr().err.replace("│", " ").split())
     assert "'ggml'" in shown
     assert "'gguf', 'onnx', 'safetensors'" in shown
 
@@ -366,7 +369,7 @@ def test_an_adapter_is_no_model_to_export(models, tmp_path, capfd):
 def test_a_full_disk_is_one_sentence_and_left_empty(models, kind, tmp_path, capfd):
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(disk)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=48k", "tmpfs", str(disk)]
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("this user may not mount a small tmpfs to fill")
     try:

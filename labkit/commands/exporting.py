@@ -181,7 +181,10 @@ def _by_transformers(folder: Path, ids: Tensor, mask: Tensor) -> Tensor:
             f"{folder} holds {name or 'a model without a name'}, which transformers does not have: "
             "give a folder written by save_pretrained"
         )
-    model = open_complete(getattr(transformers, name), folder, dtype=torch.float32).eval()
+    # A bare encoder may come without a pooler; what it would say is not compared.
+    model = open_complete(
+        getattr(transformers, name), folder, lambda part: "pooler" in part, dtype=torch.float32
+    ).eval()
     more = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
     with torch.inference_mode():
         return model(input_ids=ids, attention_mask=mask, **more)[0].float()

@@ -5,10 +5,8 @@
     (token_type_ids_BT)┘                                    logits_BC of a classifier
                                                             logits_BTV of a masked language model
 
-The graph reads a whole sequence and has no cache. Padding may stand on either side. A query of a
-decoder that stands in left padding sees nothing; the softmax of nothing is NaN in ONNX (torch gives
-0), and NaN times the weight 0 of a padded key is NaN in every position of the next layer. So in the
-graph padding is a document of its own: it sees padding, and the text sees text.
+The graph reads a whole sequence and has no cache. Padding may stand on either side: a decoder counts
+its positions from the first real token, and that counting is in the graph, too.
 
 Legend: B batch, T positions, V vocabulary, C classes.
 
@@ -18,6 +16,7 @@ Sources: the ONNX operators' specification; `torch.onnx` (the exporter by `torch
 import contextlib
 import io
 import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +45,7 @@ class Graph(nn.Module):
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
     ) -> Tensor:
         """(B, T) ids, 1 = real and 0 = padding, segments where the model has them, to logits."""
-        if self.model.config.kind == "decoder":
-            places = (attention_mask.cumsum(1) - 1).clamp(min=0)  # left padding changes nothing
-            read = self.model(input_ids, position_ids=places, document_ids=attention_mask)
-        else:
-            read = self.model(input_ids, attention_mask, token_type_ids=token_type_ids)
-        return read.logits
+        return self.model(input_ids, attention_mask, token_type_ids=token_type_ids).logits
 
 
 def write_onnx(folder: Path, file: Path) -> list[str]:
@@ -72,7 +66,8 @@ def write_onnx(folder: Path, file: Path) -> list[str]:
     inputs = ["input_ids", "attention_mask"] + ["token_type_ids"] * bool(model.config.token_types)
     model.requires_grad_(False)
     ids = torch.zeros(2, min(4, model.config.context_length), dtype=torch.long)
-    values = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": ids}
+    # each a tensor of its own: one that is given twice becomes one input
+    values = {name: torch.ones_like(ids) for name in inputs}
     axes = {
         0: torch.export.Dim("batch"),
         1: torch.export.Dim("length", max=model.config.context_length),
@@ -80,8 +75,8 @@ def write_onnx(folder: Path, file: Path) -> list[str]:
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     with _silence():
         program: Any = torch.onnx.export(
-            Graph(model),
-            kwargs={name: values[name] for name in inputs},
+            Graph(model).eval(),
+            kwargs=values,
             input_names=inputs,
             output_names=["logits"],
             dynamic_shapes=dict.fromkeys(inputs, axes),
@@ -112,12 +107,13 @@ def _exportable(folder: Path) -> Transformer:
 
 @contextlib.contextmanager
 def _silence() -> Any:
-    """Without the exporter's report of its own progress, on stdout and in the log."""
+    """Without the exporter's words on its own progress and its own code."""
     levels = {name: logging.getLogger(name).level for name in ("torch.onnx", "onnxscript")}
     for name in levels:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
     finally:
         for name, level in levels.items():
