@@ -145,7 +145,8 @@ def test_learners_get_no_test_packages():
     tests = {
         canonicalize_name(Requirement(x).name) for x in project["optional-dependencies"]["test"]
     }
-    assert tests & set(course) == {"pyyaml", "accelerate"}, "jupyterlab's and `labkit bench`'s"
+    optional = {"pyyaml", "accelerate", "onnx", "onnxscript"}
+    assert tests & set(course) == optional, "jupyterlab's, `labkit bench`'s, `labkit export`'s"
     assert set(course) & set(pins("requirements-test.txt")) == set()
 
 

@@ -5,8 +5,8 @@
     (token_type_ids_BT)┘                                    logits_BC of a classifier
                                                             logits_BTV of a masked language model
 
-The graph reads a whole sequence and has no cache. Padding may stand on either side: a decoder counts
-its positions from the first real token, and that counting is in the graph, too.
+The graph reads a whole sequence and has no cache. Padding may stand on either side: a decoder
+counts positions from the first real token on, and that counting is in the graph, too.
 
 Legend: B batch, T positions, V vocabulary, C classes.
 
