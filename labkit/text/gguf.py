@@ -102,7 +102,7 @@ def _tensors(reader: Any, values: dict[str, Any]) -> dict[str, np.ndarray]:
     }
     found = {}
     for tensor in reader.tensors:
-        weight = np.require(dequantize(tensor.data, tensor.tensor_type), np.float32, "CW")
+        weight = np.require(dequantize(tensor.data, tensor.tensor_type), np.float32, ["C", "W"])
         *where, part, kind = tensor.name.split(".")
         if where:
             name = f"model.layers.{where[1]}.{BLOCK_NAMES[part]}.{kind}"

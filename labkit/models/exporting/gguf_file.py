@@ -9,11 +9,12 @@
 `text.gguf` reads such a file and explains its names. Queries and keys go in pair by pair, because
 llama.cpp turns neighbouring numbers of a head. A block of 32 numbers w becomes
 
-    q8_0          d = max|w| / 127            w ~ d q            q in -127..127
-    q4_0, q5_0    d = -(the largest w) / 8, 16   w ~ d (q - 8, 16)  q in 0..15, 0..31
-    q4_1, q5_1    d = (max - min) / 15, 31    w ~ d q + min      q in 0..15, 0..31
+    q8_0          w ~ d q            d = max|w| / 127         q in -127..127
+    q4_0, q5_0    w ~ d (q - half)   d = -top / half          q in 0..15, 0..31; half is 8, 16
+    q4_1, q5_1    w ~ d q + min      d = (max - min) / last   q in 0..last, which is 15, 31
 
-with d and min in fp16: 4 bits cost 4.5 (q4_0) or 5 (q4_1), 8 cost 8.5.
+where top is the number of the largest size, with its sign, and d and min are fp16: 4 bits cost
+4.5 (q4_0) or 5 (q4_1), 8 cost 8.5.
 
 Legend: N rows, X width of a row.
 
