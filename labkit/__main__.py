@@ -127,6 +127,13 @@ def _collect(options: commands.Collect) -> int:
     return 0
 
 
+def _export(options: commands.Export) -> int:
+    from labkit.commands import exporting
+
+    exporting.export(options)
+    return 0
+
+
 def _bench(options: commands.Bench) -> int:
     from labkit import bench
 
@@ -175,6 +182,7 @@ WORK: dict[type, Callable[[Any], int]] = {
     commands.Classify: _classify,
     commands.Serve: _serve,
     commands.Collect: _collect,
+    commands.Export: _export,
     commands.Bench: _bench,
     commands.Lab: _lab,
     commands.Progress: _progress,

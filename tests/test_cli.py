@@ -129,6 +129,7 @@ FLAGS = {
         context_column answer_column answer_start_column source_column target_column beams
         length_penalty max_new_tokens context_length batch_size precision device json""",
     "classify": """model text data out text_column pair_column batch_size precision device json""",
+    "export": "model format dtype out",
     "serve": """model host port slots queue max_length max_seconds max_body keep grace device""",
     "collect": "kept out",
     "bench": "json quick only",

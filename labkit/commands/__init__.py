@@ -14,6 +14,7 @@
     finetuning     a task -> the loop -> scores -> model/
     scoring        a classifier's scores beside those of simpler models
     inspecting     generate, evaluate, classify
+    exporting      a model as GGUF, ONNX or safetensors, opened again
     serving        a model as a service over HTTP, and what its users left
     progress       which exercises are solved in your own notebooks
     doctor         what this machine is, what is missing, what to do

@@ -26,6 +26,8 @@ Device = Literal["auto", "cpu", "cuda"]
 BenchPart = Literal[
     "pretraining", "finetuning", "generation", "memory", "llm", "overhead", "quality"
 ]
+ExportFormat = Literal["gguf", "onnx", "safetensors"]
+ExportType = Literal["fp32", "fp16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 T = TypeVar("T")
 
 
@@ -344,6 +346,25 @@ class Classify:
 
 
 @dataclass(frozen=True)
+class Export:
+    """Write a model for other programs: GGUF (llama.cpp), ONNX (onnxruntime), safetensors.
+
+    The tokenizer and the chat template go along, in the GGUF file or beside the others. What was
+    written is opened again, and its outputs stand beside those of the model.
+    """
+
+    model: Positional[Path] = Path("runs/finetune")
+    """A run folder or a model folder, or smollm2."""
+    format: ExportFormat = "gguf"
+    """gguf: language models of Llama's shape; onnx: decoders, encoders; safetensors: all."""
+    dtype: ExportType | None = None
+    """Of the weights: gguf all of these, safetensors fp32, fp16, bf16, onnx fp32; None: q8_0 in
+    gguf, fp16 in safetensors."""
+    out: Path = Path("runs/export")
+    """Folder to write, new or empty: model.gguf, model.onnx or model.safetensors."""
+
+
+@dataclass(frozen=True)
 class Serve:
     """Serve a language model over HTTP, on this machine only, behind a token.
 
@@ -443,6 +464,7 @@ COMMANDS: dict[str, Any] = {
     "generate": Generate(),
     "evaluate": Evaluate(),
     "classify": Classify(),
+    "export": Export(),
     "serve": Serve(),
     "collect": Collect(),
     "bench": Bench(),

@@ -9,6 +9,7 @@ from . import cross_weights as cross_weights
 from . import dropout as dropout
 from . import encoder_decoder as encoder_decoder
 from . import experts as experts
+from . import exporting as exporting
 from . import huggingface as huggingface
 from . import kv_cache as kv_cache
 from . import layers as layers

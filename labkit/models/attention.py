@@ -173,7 +173,9 @@ def _(queries: int, keys: int, dtype: torch.dtype) -> Tensor:
 
 
 def causal_mask(
-    queries: int, keys: int | None = None, device: torch.device | str | None = None
+    queries: int | torch.SymInt,  # symbols where `torch.export` leaves the length open
+    keys: int | torch.SymInt | None = None,
+    device: torch.device | str | None = None,
 ) -> Bool[Tensor, "T S"]:
     """Each query sees the keys up to its own position; queries are the last T of S positions.
 

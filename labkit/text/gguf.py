@@ -40,8 +40,8 @@ OTHER_NAMES = {
 }
 #: How the tokenizers that GGUF names cut text into words before bytes are merged.
 ONE_DIGIT_AT_A_TIME = {"smollm": True, "gpt-2": False, "gpt2": False, "default": False}
-CONTROL = 3
-"""The token type of special tokens."""
+#: Types of tokens: of text, special, added but not special, and of an id that no text reaches.
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 
 
 def convert(file: Path, folder: Path) -> None:
@@ -50,6 +50,20 @@ def convert(file: Path, folder: Path) -> None:
     Args:
         file: GGUF of the architecture "llama" with a byte-level BPE ("gpt2") tokenizer.
         folder: an existing folder to fill.
+
+    Raises:
+        LabError: no such GGUF file, or another architecture or tokenizer.
+    """
+    values, tensors = read(file)
+    _write_tokenizer(values, folder)
+    _write_configs(llama_config(values, tensors), values, folder)
+    from safetensors.numpy import save_file
+
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def read(file: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The metadata of a GGUF file by their keys, and its tensors in fp32, named by transformers.
 
     Raises:
         LabError: no such GGUF file, or another architecture or tokenizer.
@@ -64,12 +78,7 @@ def convert(file: Path, folder: Path) -> None:
     must_be(file, values, "general.architecture", ("llama",))
     must_be(file, values, "tokenizer.ggml.model", ("gpt2",))
     must_be(file, values, "tokenizer.ggml.pre", tuple(ONE_DIGIT_AT_A_TIME))
-    tensors = _tensors(reader, values)
-    _write_tokenizer(values, folder)
-    _write_configs(values, tied="lm_head.weight" not in tensors, folder=folder)
-    from safetensors.numpy import save_file
-
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return values, _tensors(reader, values)
 
 
 def must_be(file: Path, values: dict[str, Any], key: str, known: tuple[str, ...]) -> None:
@@ -93,7 +102,7 @@ def _tensors(reader: Any, values: dict[str, Any]) -> dict[str, np.ndarray]:
     }
     found = {}
     for tensor in reader.tensors:
-        weight = np.ascontiguousarray(dequantize(tensor.data, tensor.tensor_type), np.float32)
+        weight = np.require(dequantize(tensor.data, tensor.tensor_type), np.float32, ["C", "W"])
         *where, part, kind = tensor.name.split(".")
         if where:
             name = f"model.layers.{where[1]}.{BLOCK_NAMES[part]}.{kind}"
@@ -118,16 +127,10 @@ def half_by_half(pairs_NX: np.ndarray, num_heads: int) -> np.ndarray:
     return np.ascontiguousarray(halves.reshape(rows, width))
 
 
-def _write_configs(values: dict[str, Any], tied: bool, folder: Path) -> None:
-    tokens = {
-        name: values[f"tokenizer.ggml.{kind}_token_id"]
-        for name, kind in (
-            ("bos_token_id", "bos"),
-            ("eos_token_id", "eos"),
-            ("pad_token_id", "padding"),
-        )
-    }
-    config = {
+def llama_config(values: dict[str, Any], tensors: dict[str, np.ndarray]) -> dict[str, Any]:
+    """What transformers' `LlamaConfig` has to know, from what `read` gave."""
+    theta = values["llama.rope.freq_base"]
+    return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "vocab_size": len(values["tokenizer.ggml.tokens"]),
@@ -140,18 +143,29 @@ def _write_configs(values: dict[str, Any], tied: bool, folder: Path) -> None:
         "hidden_act": "silu",
         # stored as fp32: 1e-5 comes back as 9.999999747378752e-06
         "rms_norm_eps": float(str(np.float32(values["llama.attention.layer_norm_rms_epsilon"]))),
-        "rope_theta": values["llama.rope.freq_base"],
-        "rope_parameters": {"rope_type": "default", "rope_theta": values["llama.rope.freq_base"]},
-        "tie_word_embeddings": tied,
+        "rope_theta": theta,
+        "rope_parameters": {"rope_type": "default", "rope_theta": theta},
+        "tie_word_embeddings": "lm_head.weight" not in tensors,
         "attention_bias": False,
         "mlp_bias": False,
         "dtype": "float32",
-        **tokens,
     }
-    write_json(folder / "config.json", config)
+
+
+def _write_configs(config: dict[str, Any], values: dict[str, Any], folder: Path) -> None:
+    tokens = {
+        name: values[f"tokenizer.ggml.{kind}_token_id"]
+        for name, kind in (
+            ("bos_token_id", "bos"),
+            ("eos_token_id", "eos"),
+            ("pad_token_id", "padding"),
+        )
+    }
+    write_json(folder / "config.json", config | tokens)
     # A text ends at the end of a turn or, outside a chat, at the end of a document.
     unknown = values.get("tokenizer.ggml.unknown_token_id")
-    ends = [tokens["eos_token_id"], *([unknown] if unknown is not None else [])]
+    turn = tokens["eos_token_id"]
+    ends = turn if unknown in (None, turn) else [turn, unknown]
     write_json(folder / "generation_config.json", {**tokens, "eos_token_id": ends})
 
 
@@ -174,6 +188,8 @@ def _write_tokenizer(values: dict[str, Any], folder: Path) -> None:
     backend.decoder = decoders.ByteLevel()
     special = [name for name, kind in zip(names, types, strict=True) if kind == CONTROL]
     backend.add_special_tokens([AddedToken(name, special=True) for name in special])
+    whole = [name for name, kind in zip(names, types, strict=True) if kind == USER_DEFINED]
+    backend.add_tokens([AddedToken(name, normalized=False) for name in whole])
     backend.save(str(folder / "tokenizer.json"))
     config = {
         f"{role}_token": names[values[f"tokenizer.ggml.{kind}_token_id"]]

@@ -264,6 +264,6 @@ def _says_all(model: Transformer | EncoderDecoder, family: str, theirs: dict[str
         if name in read or not bool(value.any()):
             continue
         same = theirs[TWINS[name]] if TWINS.get(name) in theirs else stand_for.get(name)
-        if same is None or not torch.equal(value[len(value) - len(same) :].float(), same.float()):
+        if same is None or not torch.equal(value[len(value) - len(same) :], same.to(value.dtype)):
             return False
     return True
