@@ -7,32 +7,39 @@ import torch
 # 18.1
 
 
-def solution_1(rank, step, N):
-    return (rank - 1 - step) % N
+def solution_1(P, dp, tp, pp, zero):
+    own = P / (tp * pp)
+    weights = 2 * own / (dp if zero >= 3 else 1)
+    gradients = 2 * own / (dp if zero >= 2 else 1)
+    optimizer = 12 * own / (dp if zero >= 1 else 1)
+    return weights + gradients + optimizer
 
 
-def from_the_end(rank, step, N):
-    """A rank ends with its own chunk, and heard it in step N - 2."""
-    heard_last = rank
-    for _ in range(N - 1 - step):
-        heard_last += 1
-    return heard_last % N
+def part_by_part(P, dp, tp, pp, zero):
+    divided = [0, 12, 14, 16][zero]
+    return torch.tensor(((16 - divided) + divided / dp) * P / tp / pp)
 
 
-def begins_with_its_own(rank, step, N):
-    return (rank - step) % N
+def a_share_of_all(P, dp, tp, pp, zero):
+    return 16 * P / (dp * tp * pp)
 
 
-def the_other_way(rank, step, N):
-    return (rank - 1 + step) % N
+def whole_model(P, dp, tp, pp, zero):
+    return solution_1(P, dp, 1, 1, zero)
 
 
-def without_remainder(rank, step, N):
-    return rank - 1 - step
+def forgets_stages(P, dp, tp, pp, zero):
+    return solution_1(P, dp, tp, 1, zero)
 
 
-def always_the_same(rank, step, N):
-    return (rank - 1) % N
+def wrong_order(P, dp, tp, pp, zero):
+    own = P / (tp * pp)
+    shares = [dp if zero >= stage else 1 for stage in (1, 2, 3)]
+    return 2 * own / shares[0] + 2 * own / shares[1] + 12 * own / shares[2]
+
+
+def no_copy(P, dp, tp, pp, zero):
+    return solution_1(P, dp, tp, pp, zero) - 4 * P / (tp * pp) / (dp if zero else 1)
 
 
 # 18.2
@@ -72,15 +79,12 @@ def gathers_once(stage, N, S, m):
 
 def solution_3(a_TK, La_T, b_TK, Lb_T):
     shares_2T = torch.stack([La_T, Lb_T]).softmax(0)
-    a_TK = a_TK.masked_fill(La_T.isneginf()[:, None], 0.0)
-    b_TK = b_TK.masked_fill(Lb_T.isneginf()[:, None], 0.0)
     return shares_2T[0, :, None] * a_TK + shares_2T[1, :, None] * b_TK
 
 
 def by_hand_in_numpy(a_TK, La_T, b_TK, Lb_T):
     most_T = torch.maximum(La_T, Lb_T)
     wa_T, wb_T = (La_T - most_T).exp()[:, None], (Lb_T - most_T).exp()[:, None]
-    a_TK, b_TK = a_TK.where(wa_T > 0, 0), b_TK.where(wb_T > 0, 0)
     return ((wa_T * a_TK + wb_T * b_TK) / (wa_T + wb_T)).numpy()
 
 
@@ -88,14 +92,13 @@ def plain_mean(a_TK, La_T, b_TK, Lb_T):
     return (a_TK + b_TK) / 2
 
 
-def not_a_number(a_TK, La_T, b_TK, Lb_T):
-    shares_2T = torch.stack([La_T, Lb_T]).softmax(0)
-    return shares_2T[0, :, None] * a_TK + shares_2T[1, :, None] * b_TK
+def weighed_by_L(a_TK, La_T, b_TK, Lb_T):
+    return (La_T[:, None] * a_TK + Lb_T[:, None] * b_TK) / (La_T + Lb_T)[:, None]
 
 
 def overflows(a_TK, La_T, b_TK, Lb_T):
     wa_T, wb_T = La_T.exp()[:, None], Lb_T.exp()[:, None]
-    return (wa_T * a_TK.nan_to_num(0) + wb_T * b_TK.nan_to_num(0)) / (wa_T + wb_T)
+    return (wa_T * a_TK + wb_T * b_TK) / (wa_T + wb_T)
 
 
 def wrong_way_round(a_TK, La_T, b_TK, Lb_T):
@@ -145,10 +148,11 @@ SOLUTIONS = {
 
 WRONG = {
     "18.1": [
-        (begins_with_its_own, "end with the next one"),
-        (the_other_way, "turns the other way"),
-        (without_remainder, "remainder"),
-        (always_the_same, "what it heard"),
+        (a_share_of_all, "whatever the stage"),
+        (whole_model, "without tp and pp"),
+        (forgets_stages, "not by pp"),
+        (wrong_order, "wrong order"),
+        (no_copy, "12 bytes"),
     ],
     "18.2": [
         (of_all_ranks, "for all ranks"),
@@ -159,7 +163,7 @@ WRONG = {
     ],
     "18.3": [
         (plain_mean, "the plain mean"),
-        (not_a_number, "leave its output out"),
+        (weighed_by_L, "L is a logarithm"),
         (overflows, "differences of L"),
         (wrong_way_round, "wrong way round"),
     ],
@@ -173,7 +177,7 @@ WRONG = {
 }
 
 ALSO_RIGHT = {
-    "18.1": [from_the_end],
+    "18.1": [part_by_part],
     "18.2": [as_a_tensor],
     "18.3": [by_hand_in_numpy],
     "18.4": [solved],

@@ -10,44 +10,43 @@ from torch import Tensor
 from labkit.notebook.exercises import Fresh, compare, exercise, require
 
 
-@exercise("18.1", title="Which chunk?")
-def chunk_sent(attempt: Callable[..., Any], fresh: Fresh) -> str:
-    for N in (2, 4, 5):
-        cases = [(rank, step) for rank in range(N) for step in range(N - 1)]
-        got = [attempt(rank, step, N) for rank, step in cases]
+def _states(P: float, dp: int, tp: int, pp: int, from_stage: tuple[int, int, int]) -> float:
+    """2 + 2 + 12 bytes, each divided by dp from a stage on (`from_stage` minus the stage: <= 0)."""
+    own = P / (tp * pp)
+    parts = zip((2, 2, 12), from_stage, strict=True)
+    return sum(size * own / (dp if left <= 0 else 1) for size, left in parts)
 
-        def each(chunk: Callable[[int, int], int], cases=cases) -> list[int]:
-            return [chunk(rank, step) for rank, step in cases]
 
+@exercise("18.1", title="What a GPU holds")
+def bytes_of_states(attempt: Callable[..., Any], fresh: Fresh) -> str:
+    for zero, dp, tp, pp in ((0, 4, 2, 4), (1, 8, 2, 1), (2, 4, 1, 3), (3, 16, 8, 2)):
+        P = 1_000_000 * fresh.integer(1, 900)
+        right = _states(P, dp, tp, pp, (3 - zero, 2 - zero, 1 - zero))
         compare(
-            [int(x) for x in got],
-            each(lambda rank, step, N=N: (rank - 1 - step) % N),
+            attempt(P, dp, tp, pp, zero),
+            right,
             {
-                "that of a rank that begins with its own chunk: it would end with the next one": (
-                    each(lambda rank, step, N=N: (rank - step) % N)
+                "a share of all GPUs whatever the stage: stage 0 divides nothing among the dp "
+                "ranks, 1 the optimizer, 2 gradients too, 3 weights too": 16 * P / (dp * tp * pp),
+                "without tp and pp: both cut everything that a GPU holds": right * tp * pp,
+                "cut by tp, but not by pp": right * pp,
+                "divided in the wrong order: the optimizer first, weights last": _states(
+                    P, dp, tp, pp, (1 - zero, 2 - zero, 3 - zero)
                 ),
-                "that of the all-gather, or one too far back: count from rank - 1": each(
-                    lambda rank, step, N=N: (rank - 2 - step) % N
-                ),
-                "that of a ring that turns the other way: what was heard came from the rank before": (
-                    each(lambda rank, step, N=N: (rank - 1 + step) % N)
-                ),
-                "below 0 for some ranks: take the remainder by N": each(
-                    lambda rank, step: rank - 1 - step
-                ),
-                "the same in every step: a rank sends on what it heard": each(
-                    lambda rank, step, N=N: (rank - 1) % N
+                "one stage too far": _states(P, dp, tp, pp, (2 - zero, 1 - zero, -zero)),
+                "without the copy in fp32: the optimizer has 12 bytes": (
+                    right - 4 * P / (tp * pp) / (dp if zero >= 1 else 1)
                 ),
             },
-            what=f"Your list for N = {N}",
+            what=f"The bytes for dp {dp}, tp {tp}, pp {pp}, ZeRO {zero}",
         )
-    return "Right: in the last step it hears its own chunk, to which all others were added."
+    return "Right: these bytes, and then the activations."
 
 
 @exercise("18.2", title="Bytes of an update with micro-batches")
 def sent_by_a_rank(attempt: Callable[..., Any], fresh: Fresh) -> str:
     for stage in range(4):
-        for N, m in ((2, 1), (4, 3), (8, 5)):
+        for N, m in ((4, 3), (2, 1), (8, 5)):
             S = 1000.0 * fresh.integer(1, 50)
             share = (N - 1) / N * S
             halves = {0: 2, 1: 2, 2: m + 1, 3: 3 * m}[stage]
@@ -86,7 +85,6 @@ def sent_by_a_rank(attempt: Callable[..., Any], fresh: Fresh) -> str:
 
 def _merged(a_TK: Tensor, La_T: Tensor, b_TK: Tensor, Lb_T: Tensor) -> Tensor:
     share_T = (La_T - torch.logaddexp(La_T, Lb_T)).exp()[:, None]
-    a_TK, b_TK = a_TK.nan_to_num(0.0), b_TK.nan_to_num(0.0)
     return share_T * a_TK + (1 - share_T) * b_TK
 
 
@@ -101,14 +99,13 @@ def merged(attempt: Callable[..., Any], fresh: Fresh) -> str:
             out_TK = (s_TS[:, part] - L_T[:, None]).exp() @ v[part]
             pieces += [out_TK, L_T]
         if unseen:
-            pieces[2][0], pieces[3][0] = math.nan, -math.inf
-            pieces[0][1], pieces[1][1] = math.nan, -math.inf
+            pieces[2][0], pieces[3][0] = 0.0, -math.inf
+            pieces[0][1], pieces[1][1] = 0.0, -math.inf
         a, La, b, Lb = pieces
         got = torch.as_tensor(attempt(a.clone(), La.clone(), b.clone(), Lb.clone()))
         require(
             not unseen or bool(torch.isfinite(got).all()),
-            "Where a rank saw no key, the result is not finite: 0 times not-a-number is not 0, so "
-            "leave its output out before you multiply.",
+            "Where a rank saw no key, the result is not finite: its share is 0, and the other's 1.",
         )
         require(
             not shift or bool(torch.isfinite(got).all()),
@@ -118,9 +115,7 @@ def merged(attempt: Callable[..., Any], fresh: Fresh) -> str:
             got,
             _merged(a, La, b, Lb),
             {
-                "the plain mean: weigh each output by its share of all exponentials": (
-                    (a + b) / 2 if not unseen else a
-                ),
+                "the plain mean: weigh each output by its share of all exponentials": ((a + b) / 2),
                 "weighed the wrong way round": _merged(b, La, a, Lb),
                 "a sum of both: the shares must add up to 1": a + b,
                 "weighed by L itself: L is a logarithm": (
@@ -131,8 +126,6 @@ def merged(attempt: Callable[..., Any], fresh: Fresh) -> str:
             tolerance=1e-7,
         )
     return "Right: ranks can attend in any order and merge afterwards."
-
-
 
 
 @exercise("18.4", title="Enough micro-batches")
