@@ -2,17 +2,24 @@
 
 import dataclasses
 import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from functools import partial
 
+import psutil
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     RowwiseParallel,
+    loss_parallel,
     parallelize_module,
 )
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -36,6 +43,7 @@ from labkit.parallel import (
     bubble,
     collectives,
     context_parallel,
+    differentiable,
     gpipe,
     one_f_one_b,
     own_positions,
@@ -47,6 +55,7 @@ from labkit.parallel import (
     simulate,
     tensor,
     tensor_parallel,
+    vocabulary_cross_entropy,
     vocabulary_lm,
     whole_tensors,
 )
@@ -120,6 +129,26 @@ def test_what_goes_wrong_in_a_rank_is_said_in_one_sentence_and_the_next_run_work
         Ranks(65)
 
 
+@pytest.mark.slow
+def test_ranks_do_not_outlive_what_started_them():
+    lines = (
+        "import os, time",
+        "from labkit.parallel import Ranks",
+        "two = Ranks(2)",
+        "print(*two.run(os.getpid), two.folder, flush=True)",
+        "two.run(lambda: time.sleep(600))",
+    )
+    started = subprocess.Popen([sys.executable, "-c", "\n".join(lines)], stdout=subprocess.PIPE)
+    assert started.stdout is not None
+    *pids, folder = started.stdout.readline().decode().split()
+    ranks = [psutil.Process(int(pid)) for pid in pids]
+    started.send_signal(signal.SIGKILL)
+    started.communicate()
+    _, alive = psutil.wait_procs(ranks, timeout=60)
+    assert not alive
+    assert not os.path.exists(folder)
+
+
 def test_ranks_run_what_a_cell_defines_and_show_what_they_print(ranks, capsys):
     def work(factor):
         print("here")
@@ -181,6 +210,56 @@ def test_collectives_equal_torchs_and_send_as_little_as_the_formula_says(ranks, 
     if N > 2 and n > 100:  # a + b is b + a
         drifting = [answer["drifting"] for answer in answers]
         assert not torch.equal(drifting[0], drifting[1]), "an order of one's own, bits of one's own"
+
+
+# --- collectives with gradients ------------------------------------------------------------------
+
+#: name -> (is x the same on all ranks, is y, y of every rank from the x of every rank)
+FORWARD: dict[str, tuple[bool, bool, Callable[[list], list]]] = {
+    "copy_in": (True, False, lambda xs: xs),
+    "sum_out": (False, True, lambda xs: [sum(xs)] * len(xs)),
+    "gather": (False, False, lambda xs: [torch.cat(xs, 1)] * len(xs)),
+    "scatter_sum": (False, False, lambda xs: sum(xs).chunk(len(xs), 1)),
+    "split": (True, False, lambda xs: xs[0].chunk(len(xs), 1)),
+    "join": (False, True, lambda xs: [torch.cat(xs, 1)] * len(xs)),
+}
+
+
+def some(rank: int, *shape: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(rank)
+    return torch.randn(*shape, dtype=torch.float64, generator=generator)
+
+
+def with_gradient(name: str, same_x: bool, same_y: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """y, and the gradient of x if every rank weighs its y by numbers of its own (or all alike)."""
+    rank, _ = collectives.place()
+    x = some(0 if same_x else rank, 2, 8).requires_grad_()
+    function = getattr(differentiable, name)
+    y = function(x) if name in ("copy_in", "sum_out") else function(x, 1)
+    (y * some(100 if same_y else 100 + rank, *y.shape)).sum().backward()
+    return y.detach(), x.grad
+
+
+@pytest.mark.parametrize("name", FORWARD)
+def test_each_collective_has_the_gradient_of_one_process(ranks, name):
+    same_x, same_y, forward = FORWARD[name]
+    answers = ranks.run(with_gradient, name, same_x, same_y)
+    xs = [some(0 if same_x else rank, 2, 8).requires_grad_() for rank in range(ranks.size)]
+    xs = [xs[0]] * ranks.size if same_x else xs
+    ys = forward(xs)
+    weighed = [(y * some(100 if same_y else 100 + r, *y.shape)).sum() for r, y in enumerate(ys)]
+    (weighed[0] if same_y else sum(weighed)).backward()  # what all compute alike counts once
+    for (y, gradient), x, exact in zip(answers, xs, ys, strict=True):
+        assert_close(y, exact.detach(), rtol=0, atol=1e-12)
+        assert_close(gradient, x.grad, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("right", "wrong"), [("join", "gather"), ("sum_out", "copy_in")])
+def test_the_other_one_of_the_pair_counts_what_is_alike_once_for_each_rank(ranks, right, wrong):
+    """What Megatron's f and g are two functions for."""
+    alike = [ranks.run(with_gradient, name, False, True) for name in (right, wrong)]
+    for (_, once), (_, often) in zip(*alike, strict=True):
+        assert_close(often, ranks.size * once, rtol=0, atol=1e-12)
 
 
 # --- data parallel -----------------------------------------------------------------------------
@@ -344,20 +423,24 @@ def test_zero_with_decaying_vectors_or_without_the_others_is_another_optimizer(r
             assert furthest(answer["weights"], updated) > 1e-4
 
 
-def torchs_shards() -> dict:
-    """Gradients under `fully_shard`, which divides by the number of ranks."""
+def torchs_shards() -> tuple[dict, dict]:
+    """Gradients under `fully_shard`, which divides by the number of ranks, and updated weights."""
     rank, size = collectives.place()
     model = double_model()
     (batch,) = ragged_batches().micro_batches(0, None, rank, size)
     step = parallelise(Step(model, causal_lm), runtime.world(), "fsdp")
-    step(batch)[0].backward()
-    return {name: p.grad.full_tensor() * size for name, p in model.named_parameters()}
+    loss_sum, count = step(batch)
+    loss_sum.backward()
+    found = {name: p.grad.full_tensor() * size for name, p in model.named_parameters()}
+    updated = after_one_update(model, summed(count)[0] / size)
+    return found, {name: p.full_tensor() for name, p in updated.items()}
 
 
 def test_stage_three_agrees_with_fully_shard(ranks):
-    _, exact, _ = alone()
-    for found in ranks.run(torchs_shards):
+    _, exact, updated = alone()
+    for found, weights in ranks.run(torchs_shards):
         assert furthest(found, exact) < BOUND
+        assert furthest(weights, updated) < BOUND
 
 
 # --- tensor parallel ---------------------------------------------------------------------------
@@ -471,12 +554,59 @@ def test_column_and_row_cut_what_dtensor_cuts(ranks):
             assert_close(a, b, rtol=0, atol=1e-12)
 
 
-def test_what_cannot_be_cut_is_refused(ranks):
-    def odd():
-        tensor_parallel(shaped("llama, grouped heads", vocab_size=33))
+def softmax_of_parts(how: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss of logits cut by vocabulary and this rank's gradient, by us or by DTensor."""
+    rank, size = collectives.place()
+    logits, targets = some(0, 6, 32), torch.tensor([0, 31, 5, -100, 16, 17])
+    own = logits.chunk(size, 1)[rank].clone().requires_grad_()
+    if how == "ours":
+        loss, _ = vocabulary_cross_entropy(own, targets, rank * own.shape[1])
+        loss.backward()
+        return loss.detach(), own.grad
+    cut = DTensor.from_local(own, init_device_mesh("cpu", (size,)), [Shard(1)])
+    with loss_parallel():
+        loss = nn.functional.cross_entropy(cut, targets, reduction="sum")
+        loss.backward()
+    return loss.full_tensor().detach(), own.grad
 
-    with pytest.raises(LabError, match="vocab_size 33 does not divide among"):
-        ranks.run(odd)
+
+def test_cross_entropy_of_a_cut_vocabulary_is_dtensors_and_the_whole_ones(ranks):
+    logits = some(0, 6, 32).requires_grad_()
+    targets = torch.tensor([0, 31, 5, -100, 16, 17])
+    whole = nn.functional.cross_entropy(logits, targets, reduction="sum")
+    whole.backward()
+    parts = logits.grad.chunk(ranks.size, 1)
+    for how in ("ours", "dtensor"):
+        for (loss, own), part in zip(ranks.run(softmax_of_parts, how), parts, strict=True):
+            assert_close(loss, whole.detach(), rtol=0, atol=1e-12)
+            assert_close(own, part, rtol=0, atol=1e-12)
+
+
+def refusal(how: str, changes: dict) -> str:
+    """What is said instead of cutting the model."""
+    cuts: dict[str, Callable] = {
+        "tensor": tensor_parallel,
+        "sequence": sequence_parallel,
+        "ring": context_parallel,
+        "pipeline": partial(Pipeline, objective=causal_lm),
+    }
+    with pytest.raises(LabError) as caught:
+        cuts[how](shaped("llama, grouped heads", **changes))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("how", "changes", "said"),
+    [
+        ("tensor", {"vocab_size": 33}, "vocab_size 33 does not divide among"),
+        ("sequence", {"kind": "encoder"}, "kind 'encoder' with dropout 0.0 is not cut"),
+        ("ring", {"dropout": 0.1}, "kind 'decoder' with dropout 0.1 is not cut"),
+        ("pipeline", {"dropout": 0.1}, "kind 'decoder' with dropout 0.1 is not cut"),
+        ("pipeline", {"num_layers": 1}, "1 blocks are too few for"),
+    ],
+)
+def test_what_cannot_be_cut_is_refused(ranks, how, changes, said):
+    assert all(said in sentence for sentence in ranks.run(refusal, how, changes))
 
 
 # --- pipeline parallel -------------------------------------------------------------------------
@@ -549,6 +679,33 @@ def test_a_tied_table_needs_the_gradients_of_both_ends(ranks):
     for answer in (answers[0], answers[-1]):
         wrong = {"embedding.weight": answer["gradients"]["embedding.weight"]}
         assert furthest(wrong, {"embedding.weight": exact["embedding.weight"]}) > 1e-2
+
+
+def waiting_stages(schedule: str, micros: int, forward: float) -> list[pipeline.Done]:
+    """What a stage did when, if a pass through a block takes `forward` or twice as many seconds."""
+    stages = collectives.place()[1]
+    model = shaped("llama, grouped heads", num_layers=stages)
+    for block in model.blocks:
+        block.register_forward_pre_hook(lambda *_: time.sleep(forward))
+        block.register_full_backward_hook(lambda *_: time.sleep(2 * forward))
+    stage = Pipeline(model, causal_lm)
+    (batch,) = ragged_batches(batch_size=1).micro_batches(0)
+    stage.run([batch] * micros, SCHEDULES[schedule])
+    return stage.timeline
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_bubble_of_processes_is_that_of_the_formula(ranks, schedule):
+    """Passes that sleep need no processor: the stages' times overlap on any machine."""
+    ranks.run(waiting_stages, schedule, 2, 0.0)  # the first pass of a process is slow
+    for micros in (2, 6):
+        formula = (ranks.size - 1) / (micros + ranks.size - 1)
+        for _ in range(3):  # other work on the machine lengthens some pass or other
+            answers = ranks.run(waiting_stages, schedule, micros, 0.05)
+            found = bubble([done for timeline in answers for done in timeline])
+            if found == pytest.approx(formula, abs=0.06):
+                break
+        assert found == pytest.approx(formula, abs=0.06), micros
 
 
 # --- sequence parallel, ring attention ---------------------------------------------------------
@@ -704,6 +861,10 @@ def test_the_accounting_counts_the_bytes_that_were_sent(ranks):
     predicted = predict_update(SHAPES[shape], "A100 (80 GB)", plan, n // 16, 16).sent
     at_the_ends = 8 * (N - 1) * (4 * n * D + (4 + N) * n)
     assert 4 * N * predicted["tensor"] == sum(a["sent"] for a in answers) - at_the_ends
+    shape = {"num_heads": 4, "num_kv_heads": 2, "num_layers": 1}
+    config = dataclasses.replace(SHAPES["llama, grouped heads"], **shape)
+    ring = predict_update(config, "A100 (80 GB)", Plan(cp=N), 1, 64).sent["context"]
+    assert all(2 * ring == sum(a[1:]) for a in ranks.run(what_the_ring_takes, 64)), "in float32"
     config = tiny_model().config
     for stage in (1, 3):
         answers = ranks.run(zero_update, stage)

@@ -17,7 +17,7 @@ V vocabulary, m micro-batches of an update on one rank, P parameters.
 
 Sources: Rajbhandari et al. 2020, arXiv:1910.02054 (bytes of the states); Narayanan et al. 2021,
 arXiv:2104.04473 (bubble, interleaved stages); Korthikanti et al. 2022, arXiv:2205.05198 (bytes of
-activations under tensor and sequence parallel).
+activations under tensor, sequence and interleaved pipeline parallel).
 """
 
 from dataclasses import dataclass
@@ -228,6 +228,10 @@ def _check(config: TransformerConfig, gpu: GPU, plan: Plan, global_batch: int, l
             raise LabError(f"{what}: choose {remedy}")
 
     demand(config.kind == "decoder", f"kind is {config.kind!r}", "a decoder")
+    sizes = ("dp", "tp", "pp", "cp", "micro_batch", "interleaved")
+    for name in sizes:
+        size = getattr(plan, name)
+        demand(size >= 1, f"{name} {size} is out of range", "at least 1")
     demand(0 <= plan.zero <= 3, f"zero {plan.zero} is out of range", "0 to 3")
     demand(plan.tp <= gpu.node, f"tp {plan.tp} leaves the node", f"at most {gpu.node}")
     demand(
@@ -321,7 +325,9 @@ def _data(
 def _activations(config: TransformerConfig, plan: Plan, length: int, micros: int) -> float:
     """Bytes on the first stage, which keeps the most micro-batches (1F1B)."""
     layers, block = config.num_layers / plan.pp, _block_kept(config, plan, length)
-    waiting = min(plan.pp, micros) * (1 + (plan.pp - 1) / plan.pp * (plan.interleaved > 1))
+    waiting = min(plan.pp, micros)
+    if plan.interleaved > 1:
+        waiting *= 1 + (plan.pp - 1) / plan.pp / plan.interleaved
     if not plan.checkpointing:
         return waiting * layers * block
     kept = kept_bytes(config, plan.micro_batch, length, "bf16", device="cuda", weight_bytes=2)

@@ -1,5 +1,6 @@
 from . import collectives as collectives
 from . import data_parallel as data_parallel
+from . import decoders as decoders
 from . import differentiable as differentiable
 from . import pipeline as pipeline
 from . import processes as processes

@@ -5,8 +5,8 @@
     all-reduce       the first, then the second: the whole sum on every rank
 
              chunk 0        chunk 1        chunk 2
-    rank 0   a0             a1             a2 ──> 1        step 1: send a chunk, add what comes
-    rank 1   b0 ──> 2       b1             a2+b2           step 2: send on what was added
+    rank 0   a0             a1+c1          a2 ──> 1        step 1: send a chunk, add what comes
+    rank 1   b0 ──> 2       b1             b2+a2           step 2: send on what was added
     rank 2   c0+b0          c1 ──> 0       c2              end: chunk 0 whole on rank 0, ...
 
 A tensor of S bytes takes each rank (N - 1)/N S bytes for either half, 2 (N - 1)/N S for the

@@ -37,6 +37,7 @@ from labkit.models.transformer import Transformer
 from labkit.objectives.tasks import Objective
 from labkit.parallel import collectives
 from labkit.parallel.collectives import Group
+from labkit.parallel.decoders import head_of
 
 
 class Task(NamedTuple):
@@ -123,17 +124,13 @@ class Pipeline:
     head stands on the first and on the last stage; their gradients are added up.
 
     Raises:
-        LabError: fewer blocks than ranks, dropout, or no plain decoder.
+        LabError: fewer blocks than ranks, or no decoder without dropout.
     """
 
     def __init__(self, model: Transformer, objective: Objective, group: Group = None):
         self.stage, self.stages = collectives.place(group)
         config = model.config
-        if config.kind != "decoder" or config.dropout or model.lm_head is None:
-            raise LabError(
-                f"a {config.kind} with dropout {config.dropout} is not cut: give a language model"
-                " of kind decoder, dropout 0"
-            )
+        head = head_of(model)
         if self.stages > config.num_layers:
             raise LabError(
                 f"{config.num_layers} blocks are too few for {self.stages} stages: choose at least"
@@ -143,7 +140,7 @@ class Pipeline:
         self.first, self.last = self.stage == 0, self.stage == self.stages - 1
         self.timeline: list[Done] = []
         self.most_kept = 0
-        self.tied = model.lm_head.weight if config.tied_embeddings else None
+        self.tied = head.weight if config.tied_embeddings else None
         names = {p: name for name, p in model.named_parameters()}
         own = torch.arange(config.num_layers).tensor_split(self.stages)[self.stage].tolist()
         anything: Any = model

@@ -19,6 +19,7 @@ import os
 import shutil
 import signal
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -162,9 +163,19 @@ class _InRank(Exception):
         return f"\n{self.args[0]}"
 
 
+def _end_with_parent(folder: Path) -> None:
+    """A rank that works or waits for another would not notice that nobody listens any more."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(1)
+
+
 def _serve(pipe: Connection, rank: int, size: int, store: str, seconds: float) -> None:
     """What a rank does: join the others, then work until the pipe ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends the ranks
+    threading.Thread(target=_end_with_parent, args=(Path(store).parent,), daemon=True).start()
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
     torch.set_num_threads(1)
     dist.init_process_group(

@@ -37,6 +37,7 @@ from labkit.models.positions import Rotary, rotate
 from labkit.models.transformer import Transformer
 from labkit.parallel import collectives
 from labkit.parallel.collectives import Group
+from labkit.parallel.decoders import head_of
 
 
 def positions(rank: int, size: int, length: int, zigzag: bool = True) -> Tensor:
@@ -183,13 +184,9 @@ def context_parallel(model: Transformer, zigzag: bool = True, group: Group = Non
     Weights are copied, as in data parallel: feed it `own_positions`, and sum gradients over ranks.
 
     Raises:
-        LabError: the model is no decoder, or has dropout.
+        LabError: the model is no decoder without dropout.
     """
-    if model.config.kind != "decoder" or model.config.dropout:
-        raise LabError(
-            f"a {model.config.kind} with dropout {model.config.dropout} is not cut: give a decoder"
-            " with dropout 0"
-        )
+    head_of(model)
     for block in model.blocks:
         assert isinstance(block, Block)
         anything: Any = block

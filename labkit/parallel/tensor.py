@@ -33,6 +33,7 @@ from labkit.models.layers import Block
 from labkit.models.transformer import Transformer
 from labkit.parallel import collectives
 from labkit.parallel.collectives import Group
+from labkit.parallel.decoders import head_of
 from labkit.parallel.differentiable import copy_in, own_part, parts, sum_out
 
 
@@ -179,15 +180,11 @@ def tensor_parallel(model: Transformer, group: Group = None) -> Transformer:
     All ranks begin with the same weights and read the same batch.
 
     Raises:
-        LabError: heads, widths or the vocabulary do not divide among the ranks, the model has
-            dropout (whose masks would have to agree), or it is no plain decoder.
+        LabError: heads, widths or the vocabulary do not divide among the ranks, or the model is no
+            decoder without dropout.
     """
     config, size = model.config, collectives.place(group)[1]
-    if config.kind != "decoder" or config.dropout or model.lm_head is None:
-        raise LabError(
-            f"a {config.kind} with dropout {config.dropout} is not cut: give a language model of"
-            " kind decoder, dropout 0"
-        )
+    head = head_of(model)
     for name in ("num_heads", "kv_heads", "ffn_width", "vocab_size"):
         if getattr(config, name) % size:
             raise LabError(
@@ -198,7 +195,7 @@ def tensor_parallel(model: Transformer, group: Group = None) -> Transformer:
     anything.embedding = VocabularyRows(model.embedding, group)
     weight = anything.embedding.weight
     if not config.tied_embeddings:
-        weight = nn.Parameter(own_part(model.lm_head.weight, 0, group).clone())
+        weight = nn.Parameter(own_part(head.weight, 0, group).clone())
     anything.lm_head = VocabularyHead(weight, group)
     for block in model.blocks:
         assert isinstance(block, Block)
