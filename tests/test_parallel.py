@@ -143,8 +143,11 @@ def test_ranks_do_not_outlive_what_started_them():
     *pids, folder = started.stdout.readline().decode().split()
     ranks = [psutil.Process(int(pid)) for pid in pids]
     started.send_signal(signal.SIGKILL)
-    started.communicate()
-    _, alive = psutil.wait_procs(ranks, timeout=60)
+    started.wait()
+    _, alive = psutil.wait_procs(ranks, timeout=20)
+    for rank in alive:
+        rank.kill()
+    started.stdout.close()
     assert not alive
     assert not os.path.exists(folder)
 
