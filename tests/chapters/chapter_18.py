@@ -59,6 +59,7 @@ CLAIMS: dict[str, tuple[float, float]] = {
     "tensor parallel, weights": (0.25, 0.26),
     "tensor parallel, activations": (0.43, 0.45),
     "sequence parallel, activations": (0.25, 0.27),
+    "one text, activations": (0.12, 0.13),
     "tensor parallel, sent": (1.0, 1.0),
     "sequence parallel, sent": (1.2, 1.4),
     "stripes": (6.0, 7.0),
