@@ -1,51 +1,12 @@
 """Reference solutions and usual wrong answers of chapter 20."""
 
-import itertools
-
 import numpy as np
 import torch
 
 # 20.1
 
 
-def _dealings(differences_D):
-    return np.array(list(itertools.product((-1, 1), repeat=len(differences_D)))) @ differences_D
-
-
-def solution_1(differences_D):
-    far = np.abs(_dealings(differences_D)) >= abs(np.sum(differences_D)) - 1e-9
-    return far.mean()
-
-
-def with_python_numbers(differences_D):
-    real, far, count = abs(sum(differences_D)), 0, 0
-    for signs in itertools.product((-1, 1), repeat=len(differences_D)):
-        mean = sum(s * d for s, d in zip(signs, differences_D, strict=True))
-        far, count = far + (abs(mean) >= real - 1e-9), count + 1
-    return far / count
-
-
-def one_sided(differences_D):
-    return (_dealings(differences_D) >= abs(np.sum(differences_D)) - 1e-9).mean()
-
-
-def nearer(differences_D):
-    return 1 - solution_1(differences_D)
-
-
-def strictly_farther(differences_D):
-    return (np.abs(_dealings(differences_D)) > abs(np.sum(differences_D)) + 1e-9).mean()
-
-
-def one_more(differences_D):
-    far = np.abs(_dealings(differences_D)) >= abs(np.sum(differences_D)) - 1e-9
-    return (far.sum() + 1) / (len(far) + 1)
-
-
-# 20.2
-
-
-def solution_2(lengths):
+def solution_1(lengths):
     places = np.array(lengths)
     columns = np.arange(places.max() + 1)
     return places, (columns <= places[:, None]).astype(int)
@@ -67,7 +28,7 @@ def without_itself(lengths):
 
 
 def of_the_last_token(lengths):
-    return np.array(lengths) - 1, solution_2(lengths)[1]
+    return np.array(lengths) - 1, solution_1(lengths)[1]
 
 
 def sees_everything(lengths):
@@ -75,17 +36,17 @@ def sees_everything(lengths):
 
 
 def as_left_padding(lengths):
-    return np.array(lengths), solution_2(lengths)[1][:, ::-1].copy()
+    return np.array(lengths), solution_1(lengths)[1][:, ::-1].copy()
 
 
-# 20.3
+# 20.2
 
 
 def _best(speed, most):
     return max(range(most + 1), key=speed)
 
 
-def solution_3(a, draft, more, most):
+def solution_2(a, draft, more, most):
     def speed(G):
         return sum(a**k for k in range(G + 1)) / (1 + G * (draft + more))
 
@@ -113,10 +74,10 @@ def positions_for_nothing(a, draft, more, most):
     return _best(lambda G: sum(a**k for k in range(G + 1)) / (1 + G * draft), most)
 
 
-# 20.4
+# 20.3
 
 
-def solution_4(text, stops):
+def solution_3(text, stops):
     places = [text.index(stop) for stop in stops if stop in text]
     if places:
         return text[: min(places)]
@@ -139,7 +100,7 @@ def the_first_stop(text, stops):
     for stop in stops:
         if stop in text:
             return text[: text.index(stop)]
-    return solution_4(text, stops)
+    return solution_3(text, stops)
 
 
 def the_shortest_ending(text, stops):
@@ -150,7 +111,7 @@ def the_shortest_ending(text, stops):
     return text[: len(text) - min(held, default=0)]
 
 
-# 20.5
+# 20.4
 
 
 def _starts(test_words, train_words, n):
@@ -158,7 +119,7 @@ def _starts(test_words, train_words, n):
     return [tuple(test_words[i : i + n]) in runs for i in range(len(test_words) - n + 1)]
 
 
-def solution_5(test_words, train_words, n):
+def solution_4(test_words, train_words, n):
     seen = [False] * len(test_words)
     for i, there in enumerate(_starts(test_words, train_words, n)):
         if there:
@@ -191,35 +152,28 @@ SOLUTIONS = {
     "20.2": solution_2,
     "20.3": solution_3,
     "20.4": solution_4,
-    "20.5": solution_5,
 }
 
 WRONG = {
     "20.1": [
-        (one_sided, "one-sided"),
-        (nearer, "nearer"),
-        (strictly_farther, "as far counts"),
-        (one_more, "among all of them"),
-    ],
-    "20.2": [
         (without_itself, "the new token itself"),
         (of_the_last_token, "one further"),
         (sees_everything, "somebody else's"),
         (as_left_padding, "column 0"),
     ],
-    "20.3": [
+    "20.2": [
         (most_tokens, "a guess costs"),
         (without_the_judges_own, "own token"),
         (judged_apart, "ends the round"),
         (positions_for_nothing, "were free"),
     ],
-    "20.4": [
+    "20.3": [
         (holds_nothing_back, "may become"),
         (holds_always, "can become"),
         (the_first_stop, "earliest"),
         (the_shortest_ending, "may"),
     ],
-    "20.5": [
+    "20.4": [
         (share_of_runs, "share of runs"),
         (overlaps_twice, "counts once"),
         (words_anywhere, "anywhere"),
@@ -227,8 +181,7 @@ WRONG = {
 }
 
 ALSO_RIGHT = {
-    "20.1": [with_python_numbers],
-    "20.2": [with_lists, with_torch],
-    "20.3": [by_the_closed_form],
-    "20.5": [by_a_set_of_places],
+    "20.1": [with_lists, with_torch],
+    "20.2": [by_the_closed_form],
+    "20.4": [by_a_set_of_places],
 }
