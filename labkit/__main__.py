@@ -120,6 +120,13 @@ def _serve(options: commands.Serve) -> int:
     return 0
 
 
+def _collect(options: commands.Collect) -> int:
+    from labkit.commands import serving
+
+    serving.collect(options)
+    return 0
+
+
 def _bench(options: commands.Bench) -> int:
     from labkit import bench
 
@@ -160,6 +167,7 @@ WORK: dict[type, Callable[[Any], int]] = {
     commands.Evaluate: _evaluate,
     commands.Classify: _classify,
     commands.Serve: _serve,
+    commands.Collect: _collect,
     commands.Bench: _bench,
     commands.Lab: _lab,
     commands.Doctor: _doctor,

@@ -130,6 +130,7 @@ FLAGS = {
         length_penalty max_new_tokens context_length batch_size precision device json""",
     "classify": """model text data out text_column pair_column batch_size precision device json""",
     "serve": """model host port slots queue max_length max_seconds max_body keep grace device""",
+    "collect": "kept out",
     "bench": "json quick only",
     "lab": "folder port browser",
     "doctor": "quick",

@@ -14,29 +14,45 @@ from labkit.models import KneserNey
 from labkit.text import corpora
 
 
+def counts(texts):
+    """Letters counted: a language model that is trained in a second."""
+    text = "\n".join(texts).encode()
+    return KneserNey.fit(np.frombuffer(text, dtype=np.uint8), 256, order=5)
+
+
+def bits_of(letters, texts):
+    """Bits per byte of each text."""
+    ids = (np.frombuffer(text.encode(), dtype=np.uint8) for text in texts)
+    return np.array([-letters.log_probabilities(it).mean() / np.log(2) for it in ids])
+
+
 @pytest.fixture(scope="module")
-def seen():
-    """(bits per byte, topic) of held-out news and of scripture, by two models that read news."""
-    train, test = (corpora.load("bbc_news", split) for split in ("train", "test"))
+def read_before():
+    train = corpora.load("bbc_news", "train")
+    return train.select(np.random.default_rng(0).permutation(len(train))[:600])
+
+
+@pytest.fixture(scope="module")
+def texts(read_before):
+    """News to learn from, held-out news and scripture, 500 characters of each held-out text."""
+    held_out = corpora.load("bbc_news", "test")["text"]
     scripture = corpora.load("web_bible", "test")["text"]
-    read_before = np.random.default_rng(0).permutation(len(train))[:600]
-    train = train.select(read_before)
-    text = "\n".join(train["text"]).encode()
-    letters = KneserNey.fit(np.frombuffer(text, dtype=np.uint8), 256, order=5)
+    news, verses = (np.random.default_rng(0).permutation(len(it)) for it in (held_out, scripture))
+    return (
+        list(read_before["text"]),
+        [held_out[i][:500] for i in news[:180]],
+        [scripture[i][:500] for i in verses[:60]],
+    )
+
+
+@pytest.fixture(scope="module")
+def seen(texts, read_before):
+    """(bits per byte, topic) of held-out news and of scripture, by two models that read news."""
+    news, *others = texts
+    letters = counts(news)
     topics = make_pipeline(CountVectorizer(min_df=2), LogisticRegression(max_iter=300))
-    topics.fit([text[:500] for text in train["text"]], train["label"])
-
-    def read(texts):
-        pieces = [text[:500] for text in texts]
-        bits = []
-        for piece in pieces:
-            ids = np.frombuffer(piece.encode(), dtype=np.uint8)
-            bits.append(-letters.log_probabilities(ids).mean() / np.log(2))
-        return np.array(bits), topics.predict(pieces)
-
-    news = np.random.default_rng(0).permutation(len(test))
-    verses = np.random.default_rng(0).permutation(len(scripture))
-    return read([test["text"][i] for i in news[:180]]), read([scripture[i] for i in verses[:60]])
+    topics.fit([text[:500] for text in news], read_before["label"])
+    return tuple((bits_of(letters, it), topics.predict(it)) for it in others)
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +71,20 @@ def test_news_to_scripture_is_seen_in_both_signals(monitor, seen):
     assert shares.p <= 0.005
     assert sum(shares.window.values()) == pytest.approx(1)
     assert str(verdict).startswith("DRIFT: bits per byte +")
+
+
+def test_retrained_on_what_was_collected_scripture_is_no_news_any_more(texts, monitor, seen):
+    """The loop: 30 verses of the alarm are learned beside the news, 30 others are as before."""
+    news, held_out, verses = texts
+    _, (bits, labels) = seen
+    assert monitor.check(bits[30:], labels[30:]).drifted
+    collected, later = verses[:30], verses[30:]
+    letters = counts([*news, *collected * 5])
+    reference = [*held_out[:90], *verses[30:45]]
+    retrained = DriftMonitor(bits_of(letters, reference))
+    verdict = retrained.check(bits_of(letters, [*held_out[90:135], *verses[45:53]]))
+    assert not verdict.drifted, verdict
+    assert np.mean(bits_of(letters, later)) < bits[30:].mean() - 0.15, "cheaper than before"
 
 
 def test_news_are_as_before(monitor, seen):

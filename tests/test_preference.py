@@ -401,8 +401,15 @@ def test_evaluate_says_which_answer_is_likelier(small, tokenizer, tmp_path, caps
     assert found["likelier a token"]["estimate"] == pytest.approx(sum(a_token) / len(rows))
     assert found["shorter"]["estimate"] == pytest.approx(0.1)
     assert found["pairs"] == 10
-    assert here("evaluate", small, "--data", file, "--context-length", 4) == 2
-    assert "no row of" in capsys.readouterr().err
+    for options, said in (
+        (("--context-length", 4), "no row of"),
+        (("--context-length", 10**6), "choose at most 64"),
+        (("--split", "test"), "choose none: all of such a file is read"),
+    ):
+        assert here("evaluate", small, "--data", file, *options) == 2
+        assert said in capsys.readouterr().err
+    assert here("evaluate", small, "--data", file) == 0
+    assert "chosen is shorter" in capsys.readouterr().out
 
 
 def test_evaluate_reads_the_answers_of_conversations(small, tokenizer, tmp_path, capsys):
@@ -418,6 +425,10 @@ def test_evaluate_reads_the_answers_of_conversations(small, tokenizer, tmp_path,
     assert found["tokens"] == count
     assert here("evaluate", small, "--data", file, "bbc_news") == 2
     assert "of one kind" in capsys.readouterr().err
+    texts = [{"text": "The key is in the box.", **row} for row in rows]
+    file.write_text("\n".join(map(json.dumps, texts)))
+    assert here("evaluate", small, "--data", file, "--json") == 0
+    assert "bits_per_byte" in json.loads(capsys.readouterr().out)["scores"][str(file)]
 
 
 def test_beta_reaches_the_loss(small, tmp_path):

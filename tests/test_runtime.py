@@ -99,3 +99,27 @@ def test_other_programs_do_not_change_the_number_format(monkeypatch, fp32, bf16,
         runtime._probed_precision.cache_clear()
     if bf16 > 10 * fp32:
         assert len(asked) < 24  # emulated products are not repeated for long
+
+
+def test_a_burst_of_other_work_during_the_first_probe_does_not_hide_bf16(monkeypatch):
+    now, asked = [0.0], []
+
+    def mm(a, b):
+        asked.append(a.dtype)
+        disturbed = now[0] < 0.12  # seconds: all of the first turns
+        now[0] += (0.002 if a.dtype == torch.float32 else 0.001) * (2 if disturbed else 1)
+        if disturbed and a.dtype == torch.bfloat16:
+            now[0] += 0.002
+        return a
+
+    def sleep(seconds):
+        now[0] += seconds
+
+    monkeypatch.setattr(torch, "mm", mm)
+    monkeypatch.setattr(runtime.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(runtime.time, "sleep", sleep)
+    runtime._probed_precision.cache_clear()
+    try:
+        assert runtime.pick_precision("cpu") == "bf16"
+    finally:
+        runtime._probed_precision.cache_clear()

@@ -13,14 +13,16 @@ from contextlib import contextmanager
 import httpx
 import psutil
 import pytest
+import torch
 from commands import environment, here, sentences, start
+from starlette.testclient import TestClient
 from training import tiny_model
 
 import labkit
 from labkit.models.huggingface import save_pretrained
-from labkit.serving import Kept, TextPieces
+from labkit.serving import Kept, Limits, TextPieces, build_app
+from labkit.serving.gate import Gate
 from labkit.text import train_bpe
-from labkit.text.files import rows
 
 openai = pytest.importorskip("openai", reason="needs openai: pip install -e .[test]")
 
@@ -62,6 +64,15 @@ def served(folder, *options, **variables):
         if process.poll() is None:
             process.kill()
         process.communicate(timeout=20)
+
+
+@contextmanager
+def served_here(opened, limits, kept=None):
+    """A client of the same application in this process, without a port."""
+    app = build_app(opened, "tiny", "a-token-of-my-own", limits, kept)
+    headers = {"Authorization": "Bearer a-token-of-my-own"}
+    with TestClient(app, headers=headers, raise_server_exceptions=False) as web:
+        yield web
 
 
 @pytest.fixture(scope="module")
@@ -294,7 +305,7 @@ def test_the_token_is_needed_and_the_page_and_health_are_not(service):
 def test_a_huge_body_is_refused_and_never_held(service, web):
     """Declared or not: 60 MB pass by and the limit of 20,000 bytes is named."""
     status, sentence = refusal(web.post("/v1/completions", content=b"x" * 20_001))
-    assert (status, "20001 bytes and 20000 are allowed" in sentence) == (413, True)
+    assert (status, "20001 bytes or more and 20000 are allowed" in sentence) == (413, True)
 
     def pieces():
         for _ in range(60):
@@ -303,6 +314,56 @@ def test_a_huge_body_is_refused_and_never_held(service, web):
     status, sentence = refusal(web.post("/v1/completions", content=pieces()))
     assert (status, "20000 are allowed" in sentence) == (413, True)
     assert web.get("/health").status_code == 200
+
+
+def test_a_huge_body_is_refused_before_it_is_sent(service):
+    """Ten gigabytes are announced and none comes; an endless one is left at the limit."""
+    address, token, _ = service
+    host, port = address.removeprefix("http://").split(":")
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n"
+    for rest in (
+        b"Content-Length: 10000000000\r\n\r\n",
+        b"Transfer-Encoding: chunked\r\n\r\n" + (b"2710\r\n" + b"x" * 10_000 + b"\r\n") * 3,
+    ):
+        with socket.create_connection((host, int(port)), timeout=10) as line:
+            line.sendall(head.encode() + rest)
+            assert line.recv(100).startswith(b"HTTP/1.1 413")
+
+
+def test_a_body_that_does_not_come_is_given_up(monkeypatch):
+    async def never() -> None:
+        await asyncio.sleep(100)
+
+    async def app(*_: object) -> None:
+        raise AssertionError("it is not called")
+
+    async def once() -> None:
+        scope = {"type": "http", "path": "/", "headers": [(b"content-length", b"9")]}
+        await Gate(app, "token", 100, lambda *it: counted.append(it))(scope, never, keep)
+
+    async def keep(message: dict) -> None:
+        sent.append(message)
+
+    sent, counted = [], []
+    monkeypatch.setattr("labkit.serving.gate.BODY_SECONDS", 0.01)
+    asyncio.run(once())
+    assert counted == [("/", 408)]
+    assert b"did not arrive within 0.01 s" in sent[1]["body"]
+
+
+def test_a_model_that_fails_is_said_and_no_more_of_it(folder, caplog):
+    opened = labkit.load(folder)
+    torch.nn.init.constant_(opened.model.final_norm.weight, float("nan"))
+    with served_here(opened, Limits(slots=2, length=CONTEXT)) as web:
+        for stream in (False, True):
+            body = {"prompt": "secret", "max_tokens": 3, "stream": stream}
+            status, sentence = refusal(web.post("/v1/completions", json=body))
+            assert (status, sentence) == (500, "the model failed: the service's log says how")
+        assert web.get("/health").json() == {"status": "ok"}
+        assert "labkit_running 0.0" in web.get("/metrics").text
+    assert "its weights are damaged" in caplog.text
+    assert "secret" not in caplog.text
+    assert "a-token" not in caplog.text
 
 
 def test_unknown_paths_methods_and_models_say_what_there_is(web):
@@ -388,17 +449,15 @@ def test_a_full_queue_and_a_long_answer_have_their_own_statuses(folder):
         assert answer.status_code == 200, "afterwards it serves on"
 
 
-def test_time_is_up_for_an_answer_that_is_not_ready(folder):
-    with served(folder, "--max-seconds", 1e-4) as (address, token, _):
-        headers = {"Authorization": f"Bearer {token}"}
+def test_time_is_up_for_an_answer_that_is_not_ready(opened):
+    with served_here(opened, Limits(length=CONTEXT, seconds=1e-9)) as web:
         for stream in (False, True):
             body = {"prompt": "a", "max_tokens": 100, "stream": stream}
-            response = httpx.post(address + "/v1/completions", headers=headers, json=body)
-            assert refusal(response)[0] == 504
-        assert metrics(address, token)["labkit_expired_total"] == 2
+            assert refusal(web.post("/v1/completions", json=body))[0] == 504
+        assert "labkit_expired_total 2.0" in web.get("/metrics").text
 
 
-def test_requests_and_feedback_are_kept_when_asked(service, client, web, tmp_path):
+def test_requests_and_feedback_are_kept_when_asked(service, client, web):
     turns = [{"role": "user", "content": "Where is the key?"}]
     asked = {"model": "tiny", "messages": turns, "max_tokens": 8, "seed": 2}
     private = client.chat.completions.create(**asked)
@@ -413,27 +472,59 @@ def test_requests_and_feedback_are_kept_when_asked(service, client, web, tmp_pat
     assert refusal(web.post("/v1/feedback", json={"id": good.id, "rating": 5}))[0] == 400
 
     kept = Kept(service[2])
+    assert service[2].stat().st_mode & 0o777 == 0o600, "nobody else reads what people wrote"
     found = {it["id"]: it for it in kept.requests()}
     assert private.id not in found
     assert found[good.id]["ratings"] == [1]
     assert found[bad]["answer"] == found[good.id]["answer"] == good.choices[0].message.content
-    (liked,) = kept.conversations(1)
-    said = {"role": "assistant", "content": good.choices[0].message.content}
-    assert liked == {"messages": [*turns, said]}
-    file = tmp_path / "liked.jsonl"
-    file.write_text(json.dumps(liked))
-    assert rows(file) == [liked]
+    assert found[good.id]["finish"] == "length", "cut: nothing to learn an end from"
+    assert kept.conversations() == kept.preferences() == []
 
 
-def test_a_service_that_keeps_nothing_says_so(folder):
-    with served(folder) as (address, token, _):
-        headers = {"Authorization": f"Bearer {token}"}
+def test_what_people_liked_is_learned_and_served_again(folder, tmp_path, capsys):
+    """The loop: kept, rated, collected, fine-tuned (`--task chat`), served to OpenAI's client."""
+    kept = Kept(tmp_path / "kept.sqlite")
+    for i in range(60):
+        asked = [{"role": "user", "content": f"Where is the key {i}?"}]
+        for answer, rating in (("in the house", 1), ("the the the", -1)):
+            kept.request(f"{i} {answer}", "chat", asked, answer, "stop", {})
+            kept.feedback(f"{i} {answer}", rating)
+    kept.close()
+    assert here("collect", tmp_path / "kept.sqlite", "--out", tmp_path / "collected") == 0
+    data, out = tmp_path / "collected" / "conversations.jsonl", tmp_path / "run"
+    assert f"{data}: 60 chats" in capsys.readouterr().out
+    settings = ("--epochs", 8, "--batch-size", 8, "--learning-rate", 1e-2, "--precision", "fp32")
+    assert here("finetune", "--data", data, "--model", folder, "--out", out, *settings) == 0
+    with served(out) as (address, token, _):
+        client = openai.OpenAI(base_url=address + "/v1", api_key=token, max_retries=0)
+        turns = [{"role": "user", "content": "Where is the key 71?"}]
+        asked = {"model": "run", "messages": turns, "max_tokens": 20, "temperature": 0}
+        said = client.chat.completions.create(**asked).choices[0]
+    assert said.message.content == labkit.load(out).chat(turns, max_new_tokens=20)
+    assert (said.message.content, said.finish_reason) == ("in the house", "stop")
+
+
+def test_a_service_that_keeps_nothing_says_so(opened):
+    with served_here(opened, Limits(length=CONTEXT)) as web:
         body = {"prompt": "a", "max_tokens": 1, "store": True}
-        response = httpx.post(address + "/v1/completions", headers=headers, json=body)
-        assert refusal(response) == (
+        assert refusal(web.post("/v1/completions", json=body)) == (
             400,
             "store is true and this service keeps nothing: leave it out",
         )
+
+
+def test_a_file_that_takes_no_more_is_said(opened, tmp_path):
+    kept = Kept(tmp_path / "kept.sqlite")
+    with served_here(opened, Limits(length=CONTEXT), kept) as web:
+        kept.close()  # as a full disk, for those who write
+        body = {"prompt": "a", "max_tokens": 2}
+        said = "the service failed: its log says how"
+        stored = web.post("/v1/completions", json={**body, "store": True})
+        assert refusal(stored) == (500, f"{said}, or ask without store")
+        stream = web.post("/v1/completions", json={**body, "store": True, "stream": True})
+        assert f"{said}, or ask without store" in stream.text
+        assert refusal(web.post("/v1/feedback", json={"id": "x", "rating": 1})) == (500, said)
+        assert web.post("/v1/completions", json=body).status_code == 200
 
 
 def test_it_ends_cleanly_running_answers_first(folder, opened):
@@ -451,6 +542,34 @@ def test_it_ends_cleanly_running_answers_first(folder, opened):
         assert "Traceback" not in err
         with pytest.raises(httpx.ConnectError):
             httpx.get(address + "/health")
+
+
+def test_who_still_waits_when_the_grace_is_over_is_told(folder):
+    """One slot and far more work than a second's: each request has its answer or its sentence."""
+    with served(folder, "--slots", 1, "--grace", 1) as (address, token, process):
+        client = openai.AsyncOpenAI(base_url=address + "/v1", api_key=token, max_retries=0)
+
+        async def one(i: int) -> str:
+            try:
+                asked = {"model": "tiny", "prompt": "a", "max_tokens": 250, "seed": i}
+                return (await client.completions.create(**asked)).choices[0].finish_reason
+            except openai.APIStatusError as error:
+                return f"{error.status_code} {error.body['message']}"
+
+        async def many() -> list[str]:
+            asked = [asyncio.create_task(one(i)) for i in range(100)]
+            await asyncio.sleep(0)
+            while metrics(address, token)["labkit_waiting"] < 50:
+                await asyncio.sleep(0.05)
+            process.send_signal(signal.SIGTERM)
+            return await asyncio.gather(*asked)
+
+        said = asyncio.run(many())
+        told = said.count("503 the service is shutting down: ask another one")
+        assert told > 0
+        assert told + said.count("length") + said.count("stop") == 100
+        _, err = process.communicate(timeout=30)
+        assert (process.returncode, err) == (0, "")
 
 
 def test_a_killed_service_loses_no_answer_that_was_seen(folder, tmp_path):

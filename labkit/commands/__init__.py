@@ -14,7 +14,7 @@
     finetuning     a task -> the loop -> scores -> model/
     scoring        a classifier's scores beside those of simpler models
     inspecting     generate, evaluate, classify
-    serving        a model as a service over HTTP
+    serving        a model as a service over HTTP, and what its users left
     doctor         what this machine is, what is missing, what to do
 
 Importing this package imports none of them: `labkit --help` needs `options` alone.

@@ -8,11 +8,11 @@ the test examples stand those of the model as it came; `evaluate` has no start t
 says which of two answers is likelier, as a whole and per token, beside which one is shorter.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,14 +28,15 @@ from labkit.batches import (
     preference_example,
 )
 from labkit.commands.learning import Learner
-from labkit.commands.options import Evaluate, Finetune
+from labkit.commands.options import Evaluate, Finetune, check
 from labkit.commands.recipe import conversation_tokens
 from labkit.commands.shell import note, say, table
 from labkit.commands.tasks import Task, file_splits
 from labkit.errors import LabError
 from labkit.evaluation import preferred, with_reference
-from labkit.evaluation.intervals import Interval, bootstrap_interval
+from labkit.evaluation.intervals import Interval
 from labkit.evaluation.language import mean_loss
+from labkit.evaluation.preference import ahead, pair_log_probabilities
 from labkit.generation.loaded import LanguageModel
 from labkit.models.config import context_length
 from labkit.objectives import DPO, causal_lm
@@ -234,21 +235,26 @@ def _preference_rows(scores: dict[str, dict[str, Any]]) -> list[dict[str, str]]:
 # --- files for `labkit evaluate` -----------------------------------------------------------------
 
 
-def file_kind(source: str) -> str | None:
-    """ "chat" or "dpo" by the first row of a jsonl file; None of any other source."""
+def file_kind(source: str, text_column: str) -> str | None:
+    """ "chat" or "dpo" by the first row of a jsonl file; None of texts, and of other sources."""
     path = Path(source)
     if path.suffix.lower() != ".jsonl" or not path.is_file():
         return None
-    return row_kind(next(files.iterate_rows(path), {}))
+    columns = next(files.iterate_rows(path), {})
+    return None if text_column in columns else row_kind(columns)
 
 
-def score(opened: LanguageModel, options: Evaluate) -> Callable[[str], dict[str, Any]]:
-    """A jsonl file of conversations or preferences -> its scores, without any training.
+def score(opened: LanguageModel, options: Evaluate, kind: str) -> Callable[[str], dict[str, Any]]:
+    """A jsonl file of conversations ("chat") or preferences ("dpo") -> its scores, untrained.
 
     Raises:
-        LabError: a row that is neither, or longer than the model reads.
+        LabError: an option that does not fit; of a file, a row that is neither, or no row that the
+            model can read whole.
     """
-    limit = options.context_length or context_length(opened.model)
+    check(options.split is None, options, "split", "none: all of such a file is read")
+    longest = context_length(opened.model)
+    limit = options.context_length or longest
+    check(limit <= longest, options, "context_length", f"at most {longest}, what the model reads")
     tokenizer, precision = opened.tokenizer, options.precision
 
     def fitting(source: str, rows: Sequence[Any]) -> list[Any]:
@@ -259,44 +265,35 @@ def score(opened: LanguageModel, options: Evaluate) -> Callable[[str], dict[str,
             note(f"{left} rows of {source} are longer than {limit} tokens: left out")
         return kept
 
-    def batches(examples: list[Example], collate: Callable[..., Batch]) -> Batches:
-        return Batches(examples, options.batch_size, collate, shuffle=False)
-
     def chats(source: str) -> dict[str, Any]:
         rows = fitting(source, read_conversations(source))
         examples = [conversation_example(tokenizer, row) for row in rows]
-        read = batches(examples, Pad(tokenizer.pad_id))
+        collate = Pad(tokenizer.pad_id)
+        read = Batches(examples, options.batch_size, collate, shuffle=False)
         loss, count = mean_loss(opened.model, causal_lm, read, precision=precision)
-        return {"loss": loss, "perplexity": float(np.exp(loss)), "tokens": count, "rows": len(rows)}
+        return {"loss": loss, "perplexity": math.exp(loss), "tokens": count, "rows": len(rows)}
 
     def pairs(source: str) -> dict[str, Any]:
         rows = fitting(source, read_preferences(source))
         examples = [preference_example(tokenizer, row) for row in rows]
-        lengths_P2 = torch.tensor(
-            [[_counted(e, "chosen"), _counted(e, "rejected")] for e in examples]
+        logs_P2 = pair_log_probabilities(
+            opened.model, examples, tokenizer.pad_id, precision, options.batch_size
         )
-        examples = [{**example, "reference": torch.zeros(2)} for example in examples]
-        read = batches(examples, PadPreferences(tokenizer.pad_id))
-        logs_P2 = preferred(opened.model, read, precision).now_P2
+        tokens_P2 = torch.tensor(
+            [[_counted(e, side) for side in ("chosen", "rejected")] for e in examples]
+        )
         return {
-            "likelier": _first_larger(logs_P2),
-            "likelier a token": _first_larger(logs_P2 / lengths_P2),
-            "shorter": _first_larger(-lengths_P2),
+            "likelier": ahead(logs_P2)._asdict(),
+            "likelier a token": ahead(logs_P2 / tokens_P2)._asdict(),
+            "shorter": ahead(-tokens_P2)._asdict(),
             "pairs": len(rows),
         }
 
-    return lambda source: (pairs if file_kind(source) == "dpo" else chats)(source)
+    return pairs if kind == "dpo" else chats
 
 
 def _counted(example: Example, side: str) -> int:
     return int((example[f"{side}_labels"] != IGNORE_INDEX).sum())
-
-
-def _first_larger(values_P2: Tensor) -> dict[str, float]:
-    """Share of the rows whose first value is the larger one, with its interval; a tie is half."""
-    difference_P = values_P2[:, 0] - values_P2[:, 1]
-    first_P = (difference_P > 0).double() + 0.5 * (difference_P == 0).double()
-    return bootstrap_interval(np.mean, first_P.numpy())._asdict()
 
 
 def score_rows(scores: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:

@@ -125,9 +125,12 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
         score = _language_score(opened, options)
         if opened.answers_sources:
             score, rows = answers.score(opened, options), answers.score_rows
-        elif any(kinds := [conversations.file_kind(source) for source in options.data]):
+        elif any(
+            kinds := [conversations.file_kind(it, options.text_column) for it in options.data]
+        ):
             check(len(set(kinds)) == 1, options, "data", "files of one kind: score them apart")
-            score, rows = conversations.score(opened, options), conversations.score_rows
+            score = conversations.score(opened, options, str(kinds[0]))
+            rows = conversations.score_rows
     scores = {source: score(source) for source in options.data}
     if options.json:
         say(json.dumps({"model": str(options.model), "scores": scores}))

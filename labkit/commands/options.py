@@ -377,6 +377,20 @@ class Serve:
 
 
 @dataclass(frozen=True)
+class Collect:
+    """Write what `labkit serve --keep` has kept as files to learn from or to measure on.
+
+    conversations.jsonl: chats that people liked; preferences.jsonl: a liked and a disliked answer
+    to the same messages; texts.jsonl: what was to be continued. What would be empty is not written.
+    """
+
+    kept: Positional[Path] = Path("kept.sqlite")
+    """The SQLite file."""
+    out: Path = Path("runs/collected")
+    """Folder for the files, new or empty."""
+
+
+@dataclass(frozen=True)
 class Bench:
     """Measure speed and memory beside other programs: pretraining, fine-tuning, generation."""
 
@@ -420,6 +434,7 @@ COMMANDS: dict[str, Any] = {
     "evaluate": Evaluate(),
     "classify": Classify(),
     "serve": Serve(),
+    "collect": Collect(),
     "bench": Bench(),
     "lab": Lab(),
     "doctor": Doctor(),

@@ -1,6 +1,9 @@
-"""`labkit serve MODEL`: a language model over HTTP, until it is asked to end."""
+"""`labkit serve MODEL`: a language model over HTTP; `labkit collect FILE`: what its users left."""
 
-from labkit.commands.options import Serve, check
+import json
+
+from labkit.atomic import claim, write_text
+from labkit.commands.options import Collect, Serve, check
 from labkit.commands.shell import note, say
 from labkit.errors import LabError
 from labkit.generation.loaded import load
@@ -61,3 +64,45 @@ def serve(options: Serve) -> None:
         grace=options.grace,
         announce=announce,
     )
+
+
+def collect(options: Collect) -> None:
+    """Write what a service has kept as files that other commands read.
+
+    Raises:
+        LabError: there is no such file, it is of another kind, or `out` is not empty.
+    """
+    from labkit.serving import Kept
+
+    if not options.kept.is_file():
+        raise LabError(f"{options.kept} is no file: give the one of labkit serve --keep")
+    kept = Kept(options.kept)
+    try:
+        asked = len(kept.requests())
+        files = {
+            "conversations.jsonl": kept.conversations(),
+            "preferences.jsonl": kept.preferences(),
+            "texts.jsonl": kept.texts(),
+        }
+    finally:
+        kept.close()
+    if not any(files.values()):
+        raise LabError(
+            f"{options.kept} holds {asked} requests, none of them a whole chat with a rating or a"
+            " text to continue: collect again when people have rated some"
+        )
+    with claim(options.out) as folder:
+        for name, rows in files.items():
+            if rows:
+                write_text(folder / name, "".join(json.dumps(row) + "\n" for row in rows))
+    uses = {
+        "conversations.jsonl": "chats with an answer that people liked",
+        "preferences.jsonl": "pairs of a liked and a disliked answer",
+        "texts.jsonl": "texts that were to be continued",
+    }
+    for name, rows in files.items():
+        if rows:
+            say(f"{options.out / name}: {len(rows):,} {uses[name]}")
+    name = next(name for name, rows in files.items() if rows)
+    verb = "evaluate MODEL" if name == "texts.jsonl" else "finetune --model MODEL"
+    say(f"next: labkit {verb} --data {options.out / name}")

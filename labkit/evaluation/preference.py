@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from labkit import runtime
-from labkit.batches import Batches, Example, PadPreferences
+from labkit.batches import Batch, Batches, Example, PadPreferences
 from labkit.errors import LabError
 from labkit.evaluation.forward import evaluating
 from labkit.evaluation.intervals import Interval, bootstrap_interval
@@ -38,19 +38,52 @@ class Preferred(NamedTuple):
 
         0.5 of a model that did not change.
         """
-        gain_P2 = self.now_P2 - self.before_P2
-        margin_P = gain_P2[:, 0] - gain_P2[:, 1]
-        right_P = (margin_P > 0).double() + 0.5 * (margin_P == 0).double()
-        return _mean(right_P, resamples, seed)
+        return ahead(self.now_P2 - self.before_P2, resamples, seed)
 
     def likelier(self, resamples: int = 1000, seed: int = 0) -> Interval:
         """Share of the pairs whose chosen answer is now likelier than the rejected one."""
-        return _mean((self.now_P2[:, 0] > self.now_P2[:, 1]).double(), resamples, seed)
+        return ahead(self.now_P2, resamples, seed)
 
     def gain(self, side: str, resamples: int = 1000, seed: int = 0) -> Interval:
         """Mean change of ln pi(answer) in nats; side is "chosen" or "rejected"."""
         gain_P2 = self.now_P2 - self.before_P2
         return _mean(gain_P2[:, ("chosen", "rejected").index(side)], resamples, seed)
+
+
+def ahead(values_P2: Tensor, resamples: int = 1000, seed: int = 0) -> Interval:
+    """Share of the rows whose first value is the larger one, pairs resampled; a tie is half.
+
+    >>> ahead(torch.tensor([[2.0, 1.0], [0.0, 0.0]])).estimate
+    0.75
+    """
+    difference_P = values_P2[:, 0] - values_P2[:, 1]
+    return _mean((difference_P.sign().double() + 1) / 2, resamples, seed)
+
+
+def pair_log_probabilities(
+    model: nn.Module,
+    examples: Sequence[Example],
+    pad_id: int,
+    precision: str = "auto",
+    batch_size: int = 8,
+) -> Tensor:
+    """ln pi of both answers of each pair, in nats: (P, 2), in the order of the examples.
+
+    Args:
+        model: a causal model; read in evaluation mode, without gradients.
+        examples: of `batches.preference_example`.
+        pad_id: of padding.
+        precision: of the products.
+        batch_size: pairs read at once, those of similar length together.
+    """
+    lengths = [max(len(it["chosen_ids"]), len(it["rejected_ids"])) for it in examples]
+    order = sorted(range(len(examples)), key=lengths.__getitem__)
+    collate = PadPreferences(pad_id)
+    alike = Batches([examples[i] for i in order], batch_size, collate, shuffle=False)
+    read = torch.cat([_logs(model, batch, precision) for batch in alike.evaluation_batches()])
+    logs_P2 = torch.empty_like(read)
+    logs_P2[torch.tensor(order)] = read
+    return logs_P2
 
 
 def with_reference(
@@ -63,19 +96,12 @@ def with_reference(
     """The examples with `reference` (2,): ln pi of both answers by the model as it is now.
 
     Args:
-        model: the start of the training; read in evaluation mode, without gradients.
-        examples: of `batches.preference_example`.
-        pad_id: of padding.
+        model: the start of the training.
+        examples, pad_id, batch_size: as in `pair_log_probabilities`.
         precision: as in the training, or the first rewards are not zero.
-        batch_size: pairs read at once.
     """
-    plain = [{**example, "reference": torch.zeros(2)} for example in examples]
-    lengths = [len(example["chosen_ids"]) for example in examples]
-    order = sorted(range(len(plain)), key=lengths.__getitem__)
-    alike = Batches([plain[i] for i in order], batch_size, PadPreferences(pad_id), shuffle=False)
-    logs_P2 = preferred(model, alike, precision).now_P2
-    known = dict(zip(order, logs_P2, strict=True))
-    return [{**example, "reference": known[i]} for i, example in enumerate(examples)]
+    logs_P2 = pair_log_probabilities(model, examples, pad_id, precision, batch_size)
+    return [{**it, "reference": row_2} for it, row_2 in zip(examples, logs_P2, strict=True)]
 
 
 def preferred(model: nn.Module, batches: Batches, precision: str = "auto") -> Preferred:
@@ -89,17 +115,21 @@ def preferred(model: nn.Module, batches: Batches, precision: str = "auto") -> Pr
     Raises:
         LabError: a pair without a reference.
     """
-    device = next(model.parameters()).device
-    kind = runtime.pick_precision(device, precision)
     before, now = [], []
     for batch in batches.evaluation_batches():
         if "reference" not in batch:
             raise LabError("the pairs have no reference: make them ready with `with_reference`")
-        inputs = {name: tensor.to(device) for name, tensor in batch.items()}
-        with evaluating(model), runtime.autocast(device, kind):
-            now.append(answer_log_probabilities(model, inputs).cpu())
+        now.append(_logs(model, batch, precision))
         before.append(batch["reference"])
     return Preferred(torch.cat(before), torch.cat(now))
+
+
+def _logs(model: nn.Module, batch: Batch, precision: str) -> Tensor:
+    device = next(model.parameters()).device
+    inputs = {name: tensor.to(device) for name, tensor in batch.items()}
+    kind = runtime.pick_precision(device, precision)
+    with evaluating(model), runtime.autocast(device, kind):
+        return answer_log_probabilities(model, inputs).cpu()
 
 
 def _mean(values_P: Tensor, resamples: int, seed: int) -> Interval:

@@ -106,7 +106,7 @@ class Batcher:
             raise LabError(f"capacity {capacity} is out of range: choose 1 to {context}")
         self.model, self.capacity = model.eval(), capacity
         self.cache = model.new_slots(slots, capacity)
-        self._step = TokenStep(model) if is_plain(model) else None
+        self._step = TokenStep(model, several=True) if is_plain(model) else None
         self._device = next(model.parameters()).device
         self._waiting: deque[_Running] = deque()
         self._running: list[_Running] = []

@@ -156,18 +156,25 @@ def left_over(p_V: Tensor, q_V: Tensor) -> Tensor:
     return rest_V / total if total > 0 else p_V  # p = q up to rounding: a refusal is rounding, too
 
 
-def lookup(vocab_size: int, longest: int = 3) -> Draft:
+def lookup(vocab_size: int, longest: int = 3, shortest: int = 1) -> Draft:
     """A draft without a model: what followed the last few tokens when they stood there before.
 
     It guesses well where a text repeats itself or its prompt, and nothing where it does not.
 
     Args:
         vocab_size: V.
-        longest: it looks for the last `longest` tokens first, then for fewer, down to 1.
+        longest: it looks for the last `longest` tokens first, then for fewer.
+        shortest: it guesses nothing from fewer than these, 1 to `longest`; 1 guesses often, and
+            often wrongly.
+
+    Raises:
+        LabError: shortest is out of range.
     """
+    if not 1 <= shortest <= longest:
+        raise LabError(f"shortest {shortest} is out of range: choose 1 to longest, {longest}")
 
     def draft(text: list[int], count: int, draw: Draw) -> tuple[list[int], Tensor]:
-        for length in range(min(longest, len(text) - 1), 0, -1):
+        for length in range(min(longest, len(text) - 1), shortest - 1, -1):
             ending = text[-length:]
             for start in range(len(text) - length - 1, -1, -1):
                 if text[start : start + length] == ending:
@@ -235,7 +242,7 @@ class _Reader:
             )
         self.cache: KVCache | None = model.new_cache(1, longest)
         plain = is_plain(model)
-        self.step = TokenStep(model, copy=new_tokens >= COPY_FROM) if plain else None
+        self.step = TokenStep(model, new_tokens >= COPY_FROM, several=True) if plain else None
 
     @torch.inference_mode()
     def __call__(self, text: list[int]) -> Tensor:

@@ -229,9 +229,11 @@ class Fresh:
 class Watched(TorchDispatchMode):
     """While open, what an answer does in torch: for exercises that forbid a way or limit memory.
 
-    with Watched() as seen:
-        answer = attempt(scores)
-    require("logsumexp" not in seen.operations, "Write it yourself: ...")
+        with Watched() as seen:
+            answer = attempt(scores)
+        require("logsumexp" not in seen.operations, "Write it yourself: ...")
+
+    Of numpy it sees nothing.
     """
 
     def __init__(self) -> None:
@@ -239,12 +241,12 @@ class Watched(TorchDispatchMode):
         self.operations: set[str] = set()
         """Names of the operations, such as "mm"."""
         self.made: list[Tensor] = []
-        """New tensors, views left out: their shapes and dtypes tell what was held."""
+        """New tensors (no views, nothing changed in place): their shapes tell what was held."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         self.operations.add(func.overloadpacket.__name__)
-        if not func.is_view:
+        if not func.is_view and not func._schema.is_mutable:
             found = result if isinstance(result, tuple | list) else [result]
             self.made += [it for it in found if isinstance(it, Tensor)]
         return result

@@ -15,6 +15,8 @@ Source: OpenAI, "API reference"; WHATWG, "Server-sent events".
 
 import asyncio
 import json
+import logging
+import sqlite3
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -36,12 +38,23 @@ from labkit.serving.metrics import Metrics
 from labkit.serving.protocol import Chat, Completion, Feedback, Refused, read
 from labkit.serving.writing import TextPieces
 
+logger = logging.getLogger(__name__)
+
+FAILED = "the service failed: its log says how"
 MOST_UNASKED = 256
 """Tokens of an answer whose client names no limit."""
 
-PATHS = ("/", "/health", "/metrics", "/v1/models", "/v1/completions", "/v1/chat/completions")
+PATHS = (
+    *("/", "/health", "/metrics"),
+    *("/v1/models", "/v1/completions", "/v1/chat/completions", "/v1/feedback"),
+)
 #: The page runs its own script and asks its own service, and nobody else.
 PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; form-action 'none'; frame-ancestors 'none'; base-uri 'none'"  # noqa: E501
+PAGE_HEADERS = {
+    "Content-Security-Policy": PAGE_POLICY,
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
 
 
 def build_app(
@@ -66,7 +79,7 @@ def build_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         service.engine.start()
         yield
-        await asyncio.to_thread(service.engine.stop)
+        await service.engine.stop()
         if kept is not None:
             kept.close()
 
@@ -75,7 +88,7 @@ def build_app(
 
     @app.get("/")
     async def chat_page() -> HTMLResponse:
-        return HTMLResponse(page, headers={"Content-Security-Policy": PAGE_POLICY})
+        return HTMLResponse(page, headers=PAGE_HEADERS)
 
     @app.get("/health")
     async def health() -> JSONResponse:
@@ -113,6 +126,10 @@ def build_app(
     async def refused(request: Request, error: Refused) -> JSONResponse:
         return JSONResponse(error.body, error.status, error.headers)
 
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> JSONResponse:  # and uvicorn logs it
+        return await refused(request, Refused(500, FAILED, "failed"))
+
     @app.exception_handler(LabError)
     async def impossible(request: Request, error: LabError) -> JSONResponse:
         return await refused(request, Refused(400, str(error), "value"))
@@ -127,7 +144,7 @@ def build_app(
     def count(path: str, status: int) -> None:
         metrics.requests.labels(path if path in PATHS else "other", str(status)).inc()
 
-    return Gate(app, token, limits.body, count)
+    return Gate(app, token, limits.body, count, service.engine.end)
 
 
 class _Service:
@@ -211,7 +228,11 @@ class _Writer:
         rest = self.pieces.finish()
         metrics.whole.observe(time.monotonic() - self.answer.began)
         if self.asked.store and self.service.kept is not None:
-            await asyncio.to_thread(self._keep, self.service.kept)
+            try:
+                await asyncio.to_thread(self._keep, self.service.kept)
+            except sqlite3.Error:
+                logger.exception("a request could not be kept")
+                raise Refused(500, f"{FAILED}, or ask without store", "not_kept") from None
         yield rest
 
     async def events(

@@ -99,6 +99,7 @@ class Engine:
         metrics.waiting.set_function(lambda: self.batcher.waiting)
         self._open: dict[int, Answer] = {}
         self._taken = 0
+        self._ending = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
 
@@ -107,10 +108,15 @@ class Engine:
         self._loop = asyncio.get_running_loop()
         self._thread.start()
 
-    def stop(self) -> None:
-        """End: what still runs is refused with 503; returns when the thread has ended."""
+    def end(self) -> None:
+        """Begin to end, from the event loop: what still runs or waits is refused with 503."""
+        self._ending = True  # nothing is put into the inbox behind this
         self.inbox.put((None, "stop"))
-        self._thread.join()
+
+    async def stop(self) -> None:
+        """`end`, and wait until the thread has ended."""
+        self.end()
+        await asyncio.to_thread(self._thread.join)
 
     @property
     def alive(self) -> bool:
@@ -124,7 +130,7 @@ class Engine:
             LabError: the request is impossible.
             Refused: 429, the queue is full; 503, the service ends.
         """
-        if not self.alive:
+        if self._ending or not self.alive:
             raise Refused(503, "the service is shutting down: ask another one", "ending")
         self.batcher.check(request)
         most = self.limits.slots + self.limits.queue
@@ -159,9 +165,11 @@ class Engine:
                 continue
             try:
                 written = self.batcher.step()
-            except Exception as error:  # whatever it is, clients must hear of it
+            except Exception:  # whatever it is, clients must hear of it, and no more than that
                 logger.exception("the model failed")
-                self._end_all(Refused(500, f"the model failed: {error}", "model_failed"))
+                self._end_all(
+                    Refused(500, "the model failed: the service's log says how", "model_failed")
+                )
                 self.batcher = self._new_batcher()
                 continue
             self.metrics.seen(written)

@@ -26,10 +26,19 @@ class Gate:
         token: that clients send as `Authorization: Bearer TOKEN`.
         most: bytes of a body.
         count: called with (path, status) of each answer.
+        end: tells all who still wait for an answer that the service ends; called by who runs it.
     """
 
-    def __init__(self, app: Any, token: str, most: int, count: Callable[[str, int], None]):
+    def __init__(
+        self,
+        app: Any,
+        token: str,
+        most: int,
+        count: Callable[[str, int], None],
+        end: Callable[[], None] = lambda: None,
+    ):
         self.app, self.token, self.most, self.count = app, token.encode(), most, count
+        self.end = end
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -67,7 +76,9 @@ class Gate:
             )
 
     async def _body(self, scope: Any, receive: Any) -> bytes | None:
-        """All of it; None: the client has left before it was whole."""
+        """All of it, never more than the limit; None: the client left before it was whole."""
+        declared = dict(scope["headers"]).get(b"content-length", b"")
+        self._check_size(int(declared) if declared.isdigit() else 0)  # before a byte of it is read
         parts, size, more = [], 0, True
         while more:
             message = await receive()
@@ -75,15 +86,14 @@ class Gate:
                 return None
             part, more = message.get("body", b""), message.get("more_body", False)
             size += len(part)
-            if size <= self.most:
-                parts.append(part)
-        if size > self.most:  # read to its end, kept nowhere: a client hears only after it spoke
-            raise Refused(
-                413,
-                f"the body has {size} bytes and {self.most} are allowed: send less",
-                "too_large",
-            )
+            self._check_size(size)
+            parts.append(part)
         return b"".join(parts)
+
+    def _check_size(self, size: int) -> None:
+        if size > self.most:  # uvicorn throws away what the client still sends
+            sentence = f"the body has {size} bytes or more and {self.most} are allowed: send less"
+            raise Refused(413, sentence, "too_large")
 
 
 def _replayed(body: bytes, receive: Any) -> Any:

@@ -1,21 +1,32 @@
 """Requests and what people think of their answers, in one SQLite file: only if asked to.
 
-    labkit serve --keep FILE      and a request with "store": true ──> a row of requests
-    POST /v1/feedback             about a kept answer              ──> a row of feedback
-    Kept(FILE).conversations(1)   the answers that people liked    ──> labkit finetune --task chat
+    labkit serve --keep FILE   and a request with "store": true ──> a row of requests
+    POST /v1/feedback          about a kept answer              ──> a row of feedback
+    labkit collect FILE ──┬──> chats that people liked          ──> labkit finetune --task chat
+                          ├──> liked and disliked answers       ──> labkit finetune --task dpo
+                          └──> texts to be continued            ──> labkit evaluate, pretrain
+
+Nothing is learned from an answer that was cut at its limit of tokens: its end would be learned,
+too. What people rate is what the model wrote, and who rates is not everybody; before a model that
+learned from it replaces another, both meet a held-out test (`evaluation.paired_test`).
+
+The file can be read by nobody but its owner.
 
 A row is written before its answer's last piece goes out, in a transaction: a service that is killed
 loses none that a client has seen whole.
 """
 
+import itertools
 import json
 import sqlite3
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from labkit.errors import LabError
+from labkit.text.conversations import conversation, preference
 
 SCHEMA = """
 create table if not exists requests (
@@ -40,11 +51,18 @@ class Kept:
     def __init__(self, path: str | Path):
         self.path, self._lock = Path(path), threading.Lock()
         try:
+            self.path.touch(mode=0o600)  # before anything stands in it; SQLite's own files follow
             self._db = sqlite3.connect(self.path, check_same_thread=False)
+            self._check_tables()
             self._db.execute("pragma journal_mode = wal")
             self._db.executescript(SCHEMA)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise LabError(f"{path} cannot keep requests ({error}): choose another file") from None
+
+    def _check_tables(self) -> None:
+        found = {it for (it,) in self._db.execute("select name from sqlite_master")}
+        if found and not {"requests", "feedback"} <= found:
+            raise sqlite3.DatabaseError(f"it is another program's, with {', '.join(sorted(found))}")
 
     def request(
         self, id: str, kind: str, asked: Any, answer: str, finish: str, settings: dict[str, Any]
@@ -93,15 +111,52 @@ class Kept:
         ]
 
     def conversations(self, rating: int = 1) -> list[dict[str, Any]]:
-        """The chats whose mean rating has this sign, as rows that `labkit finetune` reads."""
-        rows = []
-        for it in self.requests():
-            if it["kind"] == "chat" and rating * sum(it["ratings"]) > 0:
-                said = {"role": "assistant", "content": it["answer"]}
-                rows.append({"messages": [*it["asked"], said]})
-        return rows
+        """The chats whose mean rating has this sign, as rows of `labkit finetune --task chat`.
+
+        Without those that were cut at their limit of tokens, and those in which user and assistant
+        do not take turns.
+        """
+        found = [
+            {"messages": [*it["asked"], {"role": "assistant", "content": it["answer"]}]}
+            for it in self._whole_chats()
+            if rating * sum(it["ratings"]) > 0
+        ]
+        return [row for row in found if _can_be_read(conversation, row)]
+
+    def preferences(self) -> list[dict[str, Any]]:
+        """Chats that were answered to people's liking and otherwise, as rows of `--task dpo`.
+
+        Every liked answer beside every disliked one to the same messages.
+        """
+        answers: dict[str, tuple[list[str], list[str]]] = {}
+        for it in self._whole_chats():
+            liked, disliked = answers.setdefault(json.dumps(it["asked"]), ([], []))
+            if total := sum(it["ratings"]):
+                (liked if total > 0 else disliked).append(it["answer"])
+        found = [
+            {"prompt": json.loads(asked), "chosen": chosen, "rejected": rejected}
+            for asked, sides in answers.items()
+            for chosen, rejected in itertools.product(*(dict.fromkeys(side) for side in sides))
+        ]
+        return [row for row in found if _can_be_read(preference, row)]
+
+    def texts(self) -> list[dict[str, Any]]:
+        """What was to be continued, without what the model wrote: what readers now bring."""
+        asked = (it["asked"] for it in self.requests() if it["kind"] == "completion")
+        return [{"text": text} for text in asked if text.strip()]
+
+    def _whole_chats(self) -> list[dict[str, Any]]:
+        return [it for it in self.requests() if it["kind"] == "chat" and it["finish"] == "stop"]
 
     def close(self) -> None:
         """Write all of it into the one file."""
         with self._lock:
             self._db.close()
+
+
+def _can_be_read(read: Callable[[dict[str, Any]], Any], row: dict[str, Any]) -> bool:
+    try:
+        read(row)
+    except LabError:
+        return False
+    return True

@@ -4,6 +4,7 @@ SIGTERM or Ctrl-C: no new connection is taken, running answers may end within `g
 is left then is told that the service ends, and the process exits with 0.
 """
 
+import asyncio
 import contextlib
 import os
 import secrets
@@ -16,6 +17,7 @@ from labkit.errors import LabError
 from labkit.generation.loaded import LanguageModel
 from labkit.serving.app import build_app
 from labkit.serving.engine import Limits
+from labkit.serving.gate import Gate
 from labkit.serving.kept import Kept
 
 TOKEN = "LABKIT_TOKEN"
@@ -58,10 +60,24 @@ def serve(
         listening = socket.create_server((host, port), backlog=1024)
     except (OSError, OverflowError) as error:
         raise LabError(f"port {port} of {host} cannot be used ({error}): choose another") from None
+    last = int(grace) + 5  # for who does not even read that it ends
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, timeout_graceful_shutdown=max(1, int(grace))
+        app, log_level="warning", access_log=False, timeout_graceful_shutdown=last
     )
     with listening:
         announce(f"http://{host}:{listening.getsockname()[1]}", token)
         with contextlib.suppress(KeyboardInterrupt):  # uvicorn ends tidily, then says who asked
-            uvicorn.Server(config).run(sockets=[listening])
+            _Server(config, app, grace).run(sockets=[listening])
+
+
+class _Server(uvicorn.Server):
+    """Gives running answers `grace` seconds; uvicorn's own way is to cut them without a word."""
+
+    def __init__(self, config: uvicorn.Config, app: Gate, grace: float):
+        super().__init__(config)
+        self.app, self.grace = app, grace
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        over = asyncio.get_running_loop().call_later(self.grace, self.app.end)
+        await super().shutdown(sockets)
+        over.cancel()

@@ -134,8 +134,9 @@ def test_an_answer_is_stopped_kept_and_rated(page, service):
     finished(page, 1)
     page.click("text=👍")
     sync_api.expect(page.locator("small")).to_have_text("thank you: good", timeout=10_000)
-    (kept,) = Kept(service[2]).conversations()
-    assert [turn["content"] for turn in kept["messages"]] == ["Hello", shown(page)]
+    (kept,) = Kept(service[2]).requests()
+    assert (kept["asked"], kept["ratings"]) == ([{"role": "user", "content": "Hello"}], [1])
+    assert kept["answer"] == shown(page)
     assert page.complaints == []
 
 

@@ -1,6 +1,7 @@
 """Reference solutions and usual wrong answers of chapter 15."""
 
 import numpy as np
+import torch
 
 # 15.1
 
@@ -109,6 +110,14 @@ def turned_round(with_prompt, with_premise):
     return _best([sum(b) - sum(a) for a, b in zip(with_prompt, with_premise, strict=True)])
 
 
+def as_a_tensor(accuracy_DO):
+    return torch.as_tensor(accuracy_DO).var(1).mean().sqrt()
+
+
+def by_numpy(accuracy_DO):
+    return np.sqrt(np.mean(accuracy_DO.var(axis=1, ddof=1)))
+
+
 SOLUTIONS = {"15.1": solution_1, "15.2": solution_2, "15.3": solution_3, "15.4": solution_4}
 
 WRONG = {
@@ -138,3 +147,5 @@ WRONG = {
         (turned_round, "turned round"),
     ],
 }
+
+ALSO_RIGHT = {"15.3": [as_a_tensor, by_numpy]}

@@ -28,7 +28,7 @@ def log_sum_exp(attempt, fresh: Fresh) -> None:
     with Watched() as seen:
         attempt(logits_NV)
     require(
-        "logsumexp" not in seen.operations,
+        not any("logsumexp" in name for name in seen.operations),
         "The values are right, but torch.logsumexp made them: write the sum and its logarithm.",
     )
     for size, kind in ((1e4, "overflows: exp"), (-1e4, "underflows: log of 0")):

@@ -86,7 +86,7 @@ def order_deviation(attempt: Callable[..., Any], fresh: Fresh) -> str:
         accuracy = fresh.uniform(draws, orders, low=0.3, high=0.9) + fresh.uniform(draws, 1)
         accuracy *= torch.linspace(0.2, 1.0, draws, dtype=accuracy.dtype)[:, None]
         compare(
-            attempt(accuracy.clone()),
+            attempt(accuracy.numpy().copy()),
             accuracy.var(1).mean().sqrt(),
             {
                 "the mean of the deviations: average the variances, then take the root": (

@@ -79,6 +79,7 @@ def pulled(attempt: Callable[..., Any], fresh: Fresh) -> str:
                 ),
             },
             what=f"The mean loss over {len(parts)} micro-batches",
+            tolerance=1e-6,  # weight * count is float32 by torch's promotion
         )
     return "Right: however the batch is cut, the mean holds the pull once."
 
