@@ -58,7 +58,7 @@ def best_guesses(attempt: Callable[..., Any], fresh: Fresh) -> str:
     def best(speed: Callable[[int], float], most: int) -> int:
         return max(range(most + 1), key=speed)
 
-    cases = [(0.8, 0.05, 0.1, 8), (0.3, 0.3, 0.3, 8), (0.9, 0.0, 0.02, 6), (0.6, 0.02, 0.06, 10)]
+    cases = [(0.8, 0.05, 0.1, 30), (0.3, 0.3, 0.3, 8), (0.9, 0.0, 0.02, 6), (0.6, 0.02, 0.06, 10)]
     cases += [
         (float(fresh.uniform(1, low=0.5, high=0.95)), 0.04, float(fresh.uniform(1, high=0.2)), 9)
         for _ in range(4)
@@ -77,12 +77,9 @@ def best_guesses(attempt: Callable[..., Any], fresh: Fresh) -> str:
             attempt(a, draft, more, most),
             right,
             {
-                "the one with the most tokens a pass: a guess costs, too": most,
+                "the largest: a guess costs, and a refusal ends the round": most,
                 "counted without the judge's own token": best(
                     lambda G: (tokens(G) - 1) / cost(G), most
-                ),
-                "counted as if all guesses were judged apart: a refusal ends the round": best(
-                    lambda G, a=a: (1 + G * a) / cost(G), most
                 ),
                 "counted without the draft's time": best(
                     lambda G, more=more: tokens(G) / (1 + G * more), most
