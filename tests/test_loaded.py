@@ -103,6 +103,13 @@ def test_every_token_of_a_stream_is_scored_once_whatever_the_context():
     assert len(Batches(Contexts(tokens, 7, 0), 2).examples) == 6
 
 
+def test_a_short_text_is_not_filled_up_to_the_context():
+    model, read = tiny_model().eval(), []
+    model.blocks[0].register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].shape[:2]))
+    score = score_text(model, np.arange(9) % VOCAB, num_bytes=10, context_length=16)
+    assert (score["tokens"], read) == (8, [(1, 8)])
+
+
 def test_a_loaded_model_writes_what_the_command_writes(run, capsys):
     folder, _ = run
     loaded = labkit.load(folder)

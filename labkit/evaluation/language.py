@@ -145,7 +145,8 @@ def score_text(
     Raises:
         LabError: fewer than two tokens, or a model whose logits are not finite.
     """
-    contexts: Any = Contexts(tokens, context_length, pad_id=0)
+    longest = max(1, min(context_length, len(tokens) - 1))  # a short text is not filled up
+    contexts: Any = Contexts(tokens, longest, pad_id=0)
     precision = runtime.pick_precision(next(model.parameters()).device, precision)
     batches = Batches(contexts, batch_size).evaluation_batches()
     score = language_model(model, batches, precision=precision)

@@ -14,7 +14,8 @@ with all probability on one token, and writes the judge's greedy text.
 
 It pays because a step of decoding spends its time on reading weights: G + 1 positions in a pass
 cost little more than one, if the judge is large enough. With a share a of guesses that are kept, a
-pass yields (1 - a^(G+1)) / (1 - a) tokens on average (if each is kept with the same chance a).
+pass yields (1 - a^(G+1)) / (1 - a) tokens on average (if each is kept with the same chance a). With
+few kept it costs more than it saves: what was measured stands in docs/LOG.md, chapter 20.
 
 Legend: G guesses of a round, V vocabulary.
 

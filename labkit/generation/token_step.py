@@ -57,9 +57,9 @@ class _Product(NamedTuple):
 class _Packed(NamedTuple):
     """The same for several rows, w (outputs, inputs) as oneDNN packs it.
 
-    `torch.mm` packs a matrix anew in every call, as soon as x has two rows: 16 rows then take
-    almost four times as long as one, although they need no weight more often. Here 4 to 6 rows take
-    as long as one, 16 not twice as long; and 4 rows less than 1 or 2, so that these are filled up.
+    Several rows need no weight more often than one, yet `torch.mm` took 3 times as long for 6 and
+    almost 4 times for 16; with weights packed once 4 to 6 took as long as one, 16 less than twice
+    (docs/LOG.md, chapter 20). 1 and 2 rows took longer than 4 and are filled up.
     """
 
     w: Tensor

@@ -5,7 +5,9 @@ EXPECTED: dict[str, tuple[float, float]] = {
     "level, no example": (0.85, 0.001),
     "level, five, calibrated": (0.9033, 0.001),
     "level, nearest label word": (0.78, 0.001),
-    "ate, rule: ends like the last example": (0.125, 0.001),
+    "eats, rule: ends like the last example": (1.0, 0.001),
+    "ate, rule: ends like the last example": (0.0, 0.001),
+    "is or are, longest choice": (0.5, 0.001),
 }
 
 #: What the text claims of the committed `cpu` run: name -> (lowest, highest).
