@@ -22,7 +22,8 @@ from labkit.errors import LabError
 CHILD = """
 import os, signal, sys, threading, time
 def until_the_pipe_ends():
-    sys.stdin.buffer.read()
+    while os.read(0, 1):  # not sys.stdin, whose lock an ending Python would wait for
+        pass
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(20)
     os._exit(1)
