@@ -116,6 +116,7 @@ def speculate(
                 f"the draft has a vocabulary of {q_GV.shape[1]} and the model one of"
                 f" {logits_TV.shape[1]}: they must share a tokenizer"
             )
+        q_GV = q_GV.to(logits_TV.device)  # a draft that counts lives on the CPU
         said = judged(probabilities(logits_TV), q_GV, guessed, drawing)
         passes, proposed, kept = passes + 1, proposed + len(guessed), kept + len(said) - 1
         text, new = text + said, new + said
