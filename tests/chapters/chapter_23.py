@@ -45,8 +45,10 @@ CLAIMS: dict[str, tuple[float, float]] = {
     "right, penalty 0.0": (0, 0.15),
     "paid, penalty 0.3": (0.15, 0.35),
     "right, penalty 0.3": (0.15, 0.35),
-    "smollm2, as it came, right": (0.41, 0.42),
-    "smollm2, rewarded at 3e-05, right": (0.50, 0.51),
-    "the place named last, right": (0.38, 0.39),
+    "smollm2, as it came, right": (0.43, 0.435),
+    "rewarded, right": (0.64, 0.642),
+    "right answers of the start, right": (0.75, 0.754),
+    "the true words, right": (0.856, 0.86),
+    "the place named last, right": (0.41, 0.413),
     "redraw_seconds": (0.0, 0.2),
 }
