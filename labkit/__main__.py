@@ -2,8 +2,8 @@
 
     arguments -> options.<Command> -> the module that does the work -> exit code
 
-0: done. 1: a chapter failed, or something essential is missing. 2: bad input, one sentence on
-stderr. 130: stopped by hand. Modules load when their command runs, so `--help` is quick.
+0: done. 1: a chapter failed, something essential is missing, or a run needs mending. 2: bad input,
+one sentence on stderr. 130: stopped by hand. Modules load when their command runs.
 """
 
 import dataclasses
@@ -170,6 +170,8 @@ def _progress(options: commands.Progress) -> int:
 def _doctor(options: commands.Doctor) -> int:
     from labkit.commands import doctor
 
+    if options.run is not None:
+        return doctor.read_run(options.run)
     return doctor.main(measure=not options.quick)
 
 

@@ -135,7 +135,7 @@ FLAGS = {
     "bench": "json quick only",
     "lab": "folder port browser",
     "progress": "folder csv",
-    "doctor": "quick",
+    "doctor": "quick run",
 }
 FLAGS = {command: names.split() for command, names in FLAGS.items()}
 
