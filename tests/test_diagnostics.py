@@ -1,4 +1,4 @@
-"""diagnostics: each planted bug is found by name; a healthy run gives no warning, and is unmoved."""
+"""diagnostics: each planted bug is found by name; a healthy run gives no warning."""
 
 import pytest
 import torch
@@ -209,7 +209,7 @@ def test_the_first_loss_stands_beside_log_v():
     model, batch = tiny_model(), one_batch()
     found = initial_loss(model, causal_lm, batch)
     loss_sum, count = causal_lm(model, batch)
-    assert found.loss == pytest.approx(float(loss_sum / count))
+    assert found.loss == pytest.approx(float(loss_sum.detach() / count))
     assert found.uniform == pytest.approx(torch.tensor(float(VOCAB)).log().item())
     assert abs(found.excess) < 0.3
     assert model.training

@@ -240,7 +240,7 @@ def exchange_test(first_N: np.ndarray, second_M: np.ndarray, draws: int = 2000) 
     n, rng = len(first_N), np.random.default_rng(0)
 
     def gap(values: np.ndarray) -> float:
-        return abs(values[:n].mean() - values[n:].mean())
+        return float(abs(values[:n].mean() - values[n:].mean()))
 
     seen = gap(pooled)
     as_far = sum(gap(rng.permutation(pooled)) >= seen - 1e-12 for _ in range(draws))

@@ -37,6 +37,8 @@ from labkit.training.records import Record
 
 #: |change| / |weights| of a matrix in one update: outside, it is torn or hardly moves.
 RATIO = (1e-5, 0.3)
+#: |weights| / |weights at the start| of a matrix: Adam's ratios shrink while weights run away.
+GROWTH = 30.0
 #: Share of a matrix's numbers that an update leaves as they were, to the bit.
 UNMOVED = 0.2
 #: Share of feed-forward units that answer to no position of a batch, and of saturated outputs.
@@ -134,6 +136,7 @@ class Diagnostics:
         ]
         tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
         self._tables = {n for n, p in self.parameters.items() if id(p) in tables}
+        self._sizes = {n: float(p.detach().norm()) for n, p in self.parameters.items()}
         self._seen: set[int] = set()
         self._neighbours = self._pairs = self._passed = 0
         self._handles: list[Any] = []
@@ -256,6 +259,12 @@ class Diagnostics:
                     f"{high} changes by {ratios[high]:.1%} of its size in an update, usual is "
                     f"0.01 % to 3 %: lower the learning rate (now {rate:.1e})",
                 )  # fmt: skip
+            elif (grown := self._growth(moving))[1] > GROWTH:
+                self._warn(
+                    step, "ratio",
+                    f"{grown[0]} is {grown[1]:.0f} times as large as at the start, usual is below "
+                    f"10: lower the learning rate (now {rate:.1e})",
+                )  # fmt: skip
             elif ratios[high] < RATIO[0]:
                 self._warn(
                     step, "ratio",
@@ -292,6 +301,13 @@ class Diagnostics:
                     f"{shares[worst]:.0%} of the units of {worst} are {kind}, usual is below 10 %: "
                     f"{advice}",
                 )  # fmt: skip
+
+    def _growth(self, names: list[str]) -> tuple[str, float]:
+        """The matrix that grew most since the start, and how many times."""
+        now = {n: float(self.parameters[n].detach().norm()) / self._sizes[n] for n in names
+               if self._sizes[n] > 0}  # fmt: skip
+        name = max(now, key=now.__getitem__, default="")
+        return name, now.get(name, 1.0)
 
     # The order of the data
 

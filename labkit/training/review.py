@@ -11,7 +11,7 @@ import json
 import math
 from pathlib import Path
 from statistics import median, stdev
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from labkit.errors import LabError
 from labkit.optim.schedule import learning_rate

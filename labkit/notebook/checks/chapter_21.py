@@ -38,9 +38,7 @@ def _charts(answer: Any, asked: tuple[str, ...]) -> None:
             raise Wrong(f"Run {number} does not have {bug!r}: {EVIDENCE[bug]}.")
         require(bug in asked, f"Run {number} has {bug!r}, which another exercise asks for.")
     missing = len(set(asked) - set(answer.values()))
-    require(
-        missing == 0, f"Right so far, and {missing} of the {len(asked)} runs is not found yet."
-    )
+    require(missing == 0, f"Right so far, and {missing} of the {len(asked)} runs is not found yet.")
 
 
 @exercise("21.1", title="A first loss that nobody can have")
