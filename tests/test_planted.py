@@ -25,7 +25,7 @@ def symptoms(ward, patient):
     """What each check says of a run: the same for all but the bug it is made for."""
     batch, model = patient.batches.micro_batches(0)[0], patient.fresh()
     course = patient.train(every=2)
-    full = {"input_ids": torch.tensor([ids[:20] for ids in ward.train_ids[:2]])}
+    full = {"input_ids": torch.tensor([ids[:13] for ids in ward.train_ids[:2]])}
     kinds = {finding.kind for finding in course.hook.warnings}
     settled = [r for r in course.hook.readings if r.step > 1]
     return {
@@ -36,7 +36,7 @@ def symptoms(ward, patient):
         "mode": "mode" in kinds,
         "order": patient.batches.indices(0) == patient.batches.indices(10),
         "precision": "unmoved" in kinds,
-        "rate": max(max(r.ratios.values()) for r in settled) < 0.02,
+        "rate": max(max(r.ratios.values()) for r in settled) < 0.05,
         "leak": len(patient.batches.examples) > len(ward.train_ids),
     }
 
@@ -66,7 +66,7 @@ def test_norms_decay_in_one_run_only_and_the_optimiser_is_put_back(ward):
     gains = {}
     for name, patient in (("healthy", ward.patient(0)), ("decay", patient_with(ward, "decay"))):
         model = patient.train().model
-        vectors = [p.mean() for p in model.parameters() if p.ndim == 1]
+        vectors = [p.detach().mean() for p in model.parameters() if p.ndim == 1]
         gains[name] = float(torch.stack(vectors).mean())
     assert gains["decay"] < gains["healthy"] - 0.005
     assert optimizers.parameter_groups is honest

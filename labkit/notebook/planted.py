@@ -108,7 +108,8 @@ class Ward:
         """
         Args:
             stories, held: of `storyworld` to train on; to judge by, and as many again kept fresh.
-            vocab_size, length: of the tokenizer; of a story, cut there, tokens.
+            vocab_size, length: of the tokenizer; of the longest story, tokens. Stories are cut at
+                half of it to the whole, so that batches hold padding.
             width, layers: of the decoder.
             batch, updates, learning_rate: of each run.
         """
@@ -116,8 +117,8 @@ class Ward:
         self.tokenizer: Tokenizer = train_bpe(told[:stories], vocab_size)
         self.length = length
         encoded = [
-            [self.tokenizer.end_of_text_id, *ids][: length + 1]
-            for ids in self.tokenizer.encode_batch(told)
+            [self.tokenizer.end_of_text_id, *ids][: length + 1 - 37 * i % (length // 2)]
+            for i, ids in enumerate(self.tokenizer.encode_batch(told))
         ]
         self.train_ids, self.held_ids = encoded[:stories], encoded[stories : stories + held]
         self.fresh_ids = encoded[stories + held :]

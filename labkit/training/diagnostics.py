@@ -23,6 +23,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -318,7 +319,7 @@ class Diagnostics:
         indices = list(self.batches.indices(step - 1))
         self._seen.update(indices)
         self._passed += len(indices)
-        pairs = list(zip(indices, indices[1:], strict=False))
+        pairs = list(pairwise(indices))
         self._neighbours += sum(b - a == 1 for a, b in pairs)
         self._pairs += len(pairs)
         examples = getattr(self.batches, "examples", None)
