@@ -262,6 +262,18 @@ def test_a_mask_that_is_too_generous_is_found(ahead):
     assert model.training
 
 
+def test_a_mask_that_is_too_generous_at_some_positions_only_is_found():
+    model, generous = tiny_model(), torch.ones(12, 12, dtype=torch.bool).tril()
+    generous[6, 7] = True
+    model.blocks[1].attention.register_forward_pre_hook(
+        lambda module, given: (given[0], generous, False, *given[3:])
+    )
+    assert causality_leak(model, full_batch())[1:] == (6, 7)
+    assert causality_leak(model, full_batch(), cuts=2).change < 1e-4
+    with pytest.raises(LabError, match="0 cuts are out of range"):
+        causality_leak(model, full_batch(), cuts=0)
+
+
 @pytest.mark.parametrize("offset", [0, 1, 2])
 def test_the_offset_of_the_targets_is_read_off_a_batch(offset):
     ids = torch.randint(VOCAB, (4, 30), generator=torch.Generator().manual_seed(2))

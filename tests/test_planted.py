@@ -27,7 +27,6 @@ def symptoms(ward, patient):
     course = patient.train(every=2)
     full = {"input_ids": torch.tensor([ids[:13] for ids in ward.train_ids[:2]])}
     kinds = {finding.kind for finding in course.hook.warnings}
-    settled = [r for r in course.hook.readings if r.step > 1]
     return {
         "denominator": initial_loss(model, patient.objective, batch).excess < -0.3,
         "shift": label_offset(batch)[0] != 1,
@@ -36,7 +35,7 @@ def symptoms(ward, patient):
         "mode": "mode" in kinds,
         "order": patient.batches.indices(0) == patient.batches.indices(10),
         "precision": "unmoved" in kinds,
-        "rate": max(max(r.ratios.values()) for r in settled) < 0.05,
+        "rate": patient.config.warmup_steps > patient.config.steps,
         "leak": len(patient.batches.examples) > len(ward.train_ids),
     }
 

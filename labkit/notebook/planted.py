@@ -154,7 +154,7 @@ class Ward:
         judged = Batches([_example(row, bug) for row in self.held_ids], self.batch, pad)
         settings: dict[str, Any] = {"seed": seed}
         if bug == "rate":
-            settings["warmup_steps"] = 10 * self.config.steps
+            settings["warmup_steps"] = 3 * self.config.steps
         config = dataclasses.replace(self.config, **settings)
         return Patient(number, model, _OBJECTIVES.get(bug, causal_lm), batches, judged, config, bug)
 
@@ -182,9 +182,12 @@ def _plant_in_model(model: nn.Module, bug: str) -> nn.Module:
 
 
 def _generous(module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Every fourth position sees one place too far, as where a mask is built in blocks."""
     x_BTD, _, _, *rest = given
     T = x_BTD.shape[1]
-    return x_BTD, torch.ones(T, T, dtype=torch.bool, device=x_BTD.device).tril(1), False, *rest
+    mask_TS = torch.ones(T, T, dtype=torch.bool, device=x_BTD.device).tril()
+    mask_TS[3::4] |= torch.ones_like(mask_TS).tril(1)[3::4]
+    return x_BTD, mask_TS, False, *rest
 
 
 def _all_count(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:

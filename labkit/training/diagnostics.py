@@ -526,32 +526,38 @@ class Leak(NamedTuple):
     """First position whose token was altered."""
 
 
-def causality_leak(model: nn.Module, batch: Batch, *, cuts: int = 4, seed: int = 0) -> Leak:
+def causality_leak(
+    model: nn.Module, batch: Batch, *, cuts: int | None = None, seed: int = 0
+) -> Leak:
     """Alter tokens from a position on, and see whether logits before it change.
 
     In a causal model they cannot. A mask that is one place too generous is found as surely as none:
-    the last position before the cut sees the first altered token.
+    the last position before the cut sees the first altered token. One that is too generous at some
+    positions only is found where a cut stands behind one of them, so all are tried by default.
 
     Args:
         model: `model(input_ids (B, T), ...)` with logits (B, T, V).
         batch: `input_ids`, at least 2 positions; `labels` are not read.
-        cuts: places to try, spread over the positions, at least 1.
+        cuts: places to try, spread over the positions, at least 1; None: all of them.
         seed: of the new tokens.
 
     Returns:
         The largest change; rounding alone stays below 1e-4.
+
+    Cost: a forward pass a cut.
     """
     inputs = {k: v for k, v in _on(model, batch).items() if k != "labels"}
     ids_BT = inputs["input_ids"]
     T, size = ids_BT.shape[1], _classes(model) or int(ids_BT.max()) + 1
-    if T < 2 or cuts < 1:
+    tried = T - 1 if cuts is None else cuts
+    if T < 2 or tried < 1:
         raise LabError(f"{T} positions and {cuts} cuts are out of range: choose at least 2 and 1")
     generator = torch.Generator().manual_seed(seed)
     worst = Leak(0.0, -1, -1)
     with evaluating(model):
         before_BTV = model(**inputs).logits.float()
         scale = before_BTV.square().mean().sqrt()
-        for cut in sorted({max(1, round(T * (i + 1) / (cuts + 1))) for i in range(cuts)}):
+        for cut in sorted({max(1, round(T * (i + 1) / (tried + 1))) for i in range(tried)}):
             by = torch.randint(1, size, (ids_BT.shape[0], T - cut), generator=generator)
             altered_BT = ids_BT.clone()
             altered_BT[:, cut:] = (ids_BT[:, cut:] + by.to(ids_BT.device)) % size
