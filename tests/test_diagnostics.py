@@ -94,6 +94,11 @@ def test_a_rate_out_of_all_proportion_is_named(rate, word):
     assert f"{word} the learning rate" in found.says
 
 
+def test_a_warm_up_that_does_not_end_is_named():
+    assert kinds(watched(warmup_steps=100)) == ["rate"]
+    assert kinds(watched(schedule="constant")) == []
+
+
 def test_steps_that_the_number_format_swallows_are_named():
     hook = watched(tiny_model().bfloat16(), learning_rate=3e-5)
     assert "unmoved" in kinds(hook)

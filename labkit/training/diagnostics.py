@@ -46,8 +46,8 @@ UNMOVED = 0.2
 DEAD, SATURATED = 0.5, 0.5
 #: The first loss may stand so far below and above log V, nats.
 BELOW, ABOVE = 0.3, 3.0
-#: Norm gains begin at 1; all of them below this at once is decay, not learning.
-GAIN = 0.8
+#: Norm gains begin at 1; all of them below 1, with a mean below this, is decay, not learning.
+GAIN = 0.95
 #: Share of a batch's neighbours that are neighbours in the data, too.
 IN_ORDER = 0.5
 #: Different examples seen / those that an order without repeats would have shown.
@@ -62,8 +62,8 @@ class Finding(NamedTuple):
     step: int
     """The update at which it was first seen, from 1."""
     kind: str
-    """`start`, `gradient`, `ratio`, `unmoved`, `gains`, `dead`, `saturated`, `mode`, `repeats` or
-    `order`."""
+    """`start`, `rate`, `gradient`, `ratio`, `unmoved`, `gains`, `dead`, `saturated`, `mode`,
+    `repeats` or `order`."""
     says: str
     """The value, what is usual, what to do."""
 
@@ -138,6 +138,7 @@ class Diagnostics:
         tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
         self._tables = {n for n, p in self.parameters.items() if id(p) in tables}
         self._sizes = {n: float(p.detach().norm()) for n, p in self.parameters.items()}
+        self._rate = 0.0
         self._seen: set[int] = set()
         self._neighbours = self._pairs = self._passed = 0
         self._handles: list[Any] = []
@@ -147,6 +148,14 @@ class Diagnostics:
         """Take the record of an update; the model holds its weights."""
         if record.step == 1 and self.classes:
             _judge_start(self._warn, record.loss, math.log(self.classes))
+        late = record.total_steps >= 20 and 2 * record.step >= record.total_steps
+        if late and record.learning_rate > self._rate > 0:
+            self._warn(
+                record.step, "rate",
+                f"the learning rate still rises ({record.learning_rate:.1e}) in the second half of "
+                f"{record.total_steps} updates, usual is a twentieth: shorten warmup_steps",
+            )  # fmt: skip
+        self._rate = record.learning_rate
         if self.batches is not None:
             self._follow(record.step)
         if record.step == self._due:
@@ -284,10 +293,11 @@ class Diagnostics:
                 )  # fmt: skip
         if self._gains:
             gains = [float(self.parameters[n].detach().abs().mean()) for n in self._gains]
-            if max(gains) < GAIN:
+            mean = sum(gains) / len(gains)
+            if max(gains) < 1 and mean < GAIN:
                 self._warn(
                     step, "gains",
-                    f"all {len(gains)} norm gains fell from 1 to {max(gains):.2f} or less, usual "
+                    f"all {len(gains)} norm gains fell below 1, to {mean:.2f} in the mean, usual "
                     "is that some rise: leave vectors out of weight decay",
                 )  # fmt: skip
         for kind, limit, advice in (
