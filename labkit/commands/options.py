@@ -448,7 +448,7 @@ class Progress:
     """File for a spreadsheet: every exercise with its title and its last verdict."""
 
 
-(frozen=True)
+@dataclass(frozen=True)
 class Book:
     """Write the course as a web book: chapters as they were run, the package, a search.
 

@@ -86,7 +86,11 @@ def _sphinx(source: Path, out: Path, trees: Path) -> list[str]:
     try:
         with patch_docutils(str(HERE)), docutils_namespace():
             app = Sphinx(
-                *(source, HERE, out, trees, "html"),
+                srcdir=source,
+                confdir=HERE,
+                outdir=out,
+                doctreedir=trees,
+                buildername="html",
                 confoverrides=settings,
                 status=None,
                 warning=said,

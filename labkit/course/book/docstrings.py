@@ -3,7 +3,7 @@
     a drawing, a table in columns, an indented example ──> a literal block, to the letter
     `name`, and everything else                        ──> ``name``, marks without a meaning
 
-A paragraph is a drawing if it is indented, or if a line of it has arrows, lines of boxes or columns.
+A paragraph is a drawing if it is indented, or if a line of it has arrows, boxes or columns.
 The sections `Args:`, `Returns:`, `Raises:` are left to Sphinx's napoleon.
 """
 

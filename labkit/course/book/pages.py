@@ -1,8 +1,8 @@
 """A chapter as a page of the book: the same cells, with outputs that a static page can show.
 
-    output of a widget     ──> the picture or the table of its saved state
-    picture and its words  ──> _static/figures/HASH.png, <img alt="the words">
-    badge                  ──> a link without a picture from the network
+output of a widget     ──> the picture or the table of its saved state
+picture and its words  ──> _static/figures/HASH.png, <img alt="the words">
+badge                  ──> a link without a picture from the network
 """
 
 import base64

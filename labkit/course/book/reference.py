@@ -3,7 +3,7 @@
     labkit/models/__init__.pyi   from .attention import causal_mask as causal_mask
         ──> package/models.rst   attention: what its file says of itself, then `causal_mask`
 
-What a room offers stands in its stub, under the file that holds it. A room without a stub offers its
+What a room offers stands in its stub, under the file that holds it. Without a stub it offers its
 `__all__`, or what its one file defines. `commands` has `labkit --help`.
 """
 
