@@ -67,7 +67,7 @@ def test_a_badge_becomes_a_link_without_a_picture_from_the_network(tmp_path):
 
 def test_a_docstrings_text_is_text_and_its_drawings_are_drawings():
     text = [
-        "Give `x` to *one* and a_ to |another|.",
+        "Give `x`s to *one* and a_ to |another|.",
         "",
         "a   ──> b",
         "c   ──> d",
@@ -83,7 +83,7 @@ def test_a_docstrings_text_is_text_and_its_drawings_are_drawings():
         "2",
     ]
     assert as_rst(text) == [
-        r"Give ``x`` to \*one\* and a\_ to \|another\|.",
+        r"Give ``x``\ s to \*one\* and a\_ to \|another\|.",
         "",
         *("::", "", "    a   ──> b", "    c   ──> d", ""),
         *("::", "", "    plain, but indented", "", "    and so is this", ""),

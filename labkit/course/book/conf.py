@@ -36,6 +36,7 @@ default_role = "code"
 add_module_names = False
 python_maximum_signature_line_length = 88
 toc_object_entries = False
+suppress_warnings = ["ref.python"]  # words such as prompt are attributes of several classes
 
 html_theme = "sphinx_book_theme"
 html_title = "LLM Lab"

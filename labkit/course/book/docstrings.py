@@ -7,8 +7,9 @@ A paragraph is a drawing if it is indented, or if a line of it has arrows, boxes
 The sections `Args:`, `Returns:`, `Raises:` are left to Sphinx's napoleon.
 """
 
+import inspect
 import re
-from typing import Any
+from typing import Any, get_origin
 
 _SECTION = re.compile(r"^(Args|Returns|Raises|Yields|Attributes|Example|Examples|Note):$")
 _DRAWN = re.compile(r"[─│┌┐└┘├┤┬┴┼▶]|──|--+>|->  |\S {3,}\S")
@@ -46,7 +47,12 @@ def setup(app: Any) -> dict[str, bool]:
 
 
 def _rewrite(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    lines[:] = as_rst(list(lines))
+    kind = get_origin(obj) or type(obj)
+    borrowed = (
+        what in ("data", "attribute") and lines[:1] == (inspect.getdoc(kind) or "").split("\n")[:1]
+    )
+    # What `dict` says of itself is not about a name that stands for one.
+    lines[:] = [] if borrowed else as_rst(list(lines))
 
 
 def _blocks(lines: list[str]) -> list[list[str]]:
@@ -67,6 +73,8 @@ def _plain(block: list[str]) -> list[str]:
     parts = _LITERAL.split("\n".join(block))
     for i, part in enumerate(parts):
         parts[i] = f"`{part}`" if i % 2 else _MARKS.sub(r"\\\g<0>", part)
+        if i and i % 2 == 0 and part[:1].isalnum():  # `name`s: a mark must end before a letter
+            parts[i] = "\\ " + parts[i]
     return "".join(parts).split("\n")
 
 
