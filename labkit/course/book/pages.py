@@ -35,7 +35,7 @@ def page_of(notebook: Any, static: Path) -> Any:
     Returns:
         A notebook without the state of its widgets, each of whose outputs has one form.
     """
-    page = nbformat.from_dict(notebook)
+    page: Any = nbformat.from_dict(notebook)
     page.metadata = {k: v for k, v in page.metadata.items() if k != "widgets"}
     for cell in page.cells:
         if cell.cell_type == "markdown":
