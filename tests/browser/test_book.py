@@ -23,6 +23,10 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 CHAPTERS = course.chapters()
 
+#: Of each formula that stands alone: how far its beginning lies to the left of where one can scroll.
+CUT = """() => [...document.querySelectorAll("article div.math")].map(
+  (it) => it.getBoundingClientRect().left - it.firstElementChild.getBoundingClientRect().left)"""
+
 #: Letters and what lies behind them: the least ratio of luminances among what is seen of a page.
 CONTRAST = """() => {
   const channels = (colour) => (colour.match(/[\\d.]+/g) || [0, 0, 0, 0]).map(Number);
@@ -164,6 +168,7 @@ def test_a_chapter_reads_offline_in_light_and_dark_and_on_a_phone(chapter, book,
         for width in (1280, 400):
             page.set_viewport_size({"width": width, "height": 900})
             assert page.evaluate("document.documentElement.scrollWidth") <= width, (theme, width)
+            assert max(page.evaluate(CUT), default=0) < 2, (width, "a formula is cut")
             if chapter.number == "03":
                 page.screenshot(path=artefacts / f"book-{theme}-{width}.png")
 
