@@ -23,7 +23,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 CHAPTERS = course.chapters()
 
-#: Of each formula that stands alone: how far its beginning lies to the left of where one can scroll.
+#: Of each formula that stands alone: how far it begins to the left of where one can scroll.
 CUT = """() => [...document.querySelectorAll("article div.math")].map(
   (it) => it.getBoundingClientRect().left - it.firstElementChild.getBoundingClientRect().left)"""
 
