@@ -170,6 +170,7 @@ def test_a_chapter_reads_offline_in_light_and_dark_and_on_a_phone(chapter, book,
             assert page.evaluate("document.documentElement.scrollWidth") <= width, (theme, width)
             assert max(page.evaluate(CUT), default=0) < 2, (width, "a formula is cut")
             if chapter.number == "03":
+                page.wait_for_timeout(500)  # the sidebar is moving
                 page.screenshot(path=artefacts / f"book-{theme}-{width}.png")
 
     assert page.abroad == []
