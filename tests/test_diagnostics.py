@@ -146,6 +146,21 @@ def test_an_order_that_begins_anew_is_named():
     assert kinds(watched(batches=Restarted(batches.examples, 4, batches.collate))) == ["repeats"]
 
 
+def test_a_run_that_is_joined_late_is_read_and_its_order_not_judged():
+    """As after a resume: what passed before is not known."""
+    model, honest = tiny_model(), ragged_batches(batch_size=4)
+    batches = Restarted(honest.examples, 4, honest.collate)
+    hook = Diagnostics(model, every=5, batches=batches)
+
+    def late(record):
+        if record.step > 3:
+            hook(record)
+
+    train(model, causal_lm, batches, config(steps=15), on_step=late)
+    assert [reading.step for reading in hook.readings] == [5, 10, 15]
+    assert kinds(hook) == []
+
+
 def test_an_order_that_is_none_is_named():
     honest = ragged_batches()
     batches = Batches(honest.examples, 8, honest.collate, shuffle=False)
@@ -285,4 +300,14 @@ def test_the_offset_of_the_targets_is_read_off_a_batch(offset):
     labels = ids.roll(-offset, 1)
     labels[:, -3:] = -100
     labels[1, 5:9] = -100
-    assert label_offset({"input_ids": ids, "labels": labels}) == (offset, 1.0)
+    assert label_offset({"input_ids": ids, "labels": labels}).tolist() == [offset] * 4
+
+
+def test_one_text_among_others_that_stands_elsewhere_is_found_in_spite_of_padding():
+    """A text's last target has no counterpart among its inputs, so shares stay below 1."""
+    ids = torch.randint(1, VOCAB, (3, 20), generator=torch.Generator().manual_seed(2))
+    labels = ids.roll(-1, 1)
+    labels[1] = ids[1].roll(-2)
+    ids[2, 6:], labels[2, 6:] = 0, -100
+    labels[0] = torch.randint(1, VOCAB, (20,), generator=torch.Generator().manual_seed(3))
+    assert label_offset({"input_ids": ids, "labels": labels}).tolist() == [-1, 2, 1]

@@ -150,21 +150,21 @@ class Ward:
         ids = self.train_ids + 8 * self.held_ids if bug == "leak" else self.train_ids
         pad = Pad(self.tokenizer.pad_id)
         kind = _Restarted if bug == "order" else Batches
-        batches = kind([_example(row, bug) for row in ids], self.batch, pad, seed=seed)
-        judged = Batches([_example(row, bug) for row in self.held_ids], self.batch, pad)
+        ahead = [2 if bug == "shift" and i % 40 == 0 else 1 for i in range(len(ids))]
+        batches = kind([*map(_example, ids, ahead)], self.batch, pad, seed=seed)
+        judged = Batches(self.examples(), self.batch, pad)
         settings: dict[str, Any] = {"seed": seed}
         if bug == "rate":
-            settings["warmup_steps"] = 3 * self.config.steps
+            settings["warmup_steps"] = 3 * self.config.steps // 5
         config = dataclasses.replace(self.config, **settings)
         return Patient(number, model, _OBJECTIVES.get(bug, causal_lm), batches, judged, config, bug)
 
     def examples(self, fresh: bool = False) -> list[Example]:
         """The held-out stories, or as many that no patient ever saw, as right examples."""
-        return [_example(row, "") for row in (self.fresh_ids if fresh else self.held_ids)]
+        return [_example(row) for row in (self.fresh_ids if fresh else self.held_ids)]
 
 
-def _example(ids: list[int], bug: str) -> Example:
-    ahead = 2 if bug == "shift" else 1
+def _example(ids: list[int], ahead: int = 1) -> Example:
     row = torch.tensor(ids)
     return {"input_ids": row[:-ahead], "labels": row[ahead:]}
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from labkit.errors import LabError
 from labkit.optim.schedule import learning_rate
+from labkit.training.symptoms import ABOVE, BELOW
 
 #: A spike stands so many robust standard deviations, and so many nats, above the updates before it.
 SPIKE, SPIKE_NATS = 8.0, 0.3
@@ -22,8 +23,6 @@ SPIKE, SPIKE_NATS = 8.0, 0.3
 PAST = 20
 #: Validation counts as rising, and speed as falling, beyond these shares.
 RISE, SLOW = 0.02, 0.6
-#: The first loss may stand so far below and above log V, nats.
-BELOW, ABOVE = 0.3, 3.0
 
 
 class Remark(NamedTuple):

@@ -1,4 +1,4 @@
-"""Checkers of chapter 21: what is wrong with ten runs, and the ratio that found some of it."""
+"""Checkers of chapter 21: what is wrong with ten runs, and two of the tools, written again."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,12 +10,12 @@ from labkit.notebook.planted import BUGS, diagnosis
 
 #: What is seen in a run that does not have the bug.
 EVIDENCE = {
-    "shift": "its targets stand one token ahead, `label_offset` reads it off a batch",
+    "shift": "the targets of all its stories stand one token ahead, as `label_offset` reads",
     "mask": "altered future tokens change none of its past logits, see `causality_leak`",
     "denominator": "its first loss is log V, as an honest mean is",
-    "rate": "its matrices change by as much in an update as the healthy run's",
-    "decay": "some of its norm gains rise above where the healthy run's are",
-    "mode": "its modules compute in training mode, as the hook says",
+    "rate": "its learning rate stops rising after a twentieth of the run",
+    "decay": "its norm gains do not all fall below 1, as those that decay do",
+    "mode": "its modules compute in training mode, or the hook would say so",
     "order": "as many different examples passed as could",
     "precision": "nearly all numbers of its matrices move in an update",
     "detached": "each of its tensors gets a gradient that agrees with the loss",
@@ -91,3 +91,33 @@ def update_ratio(attempt: Callable[..., Any], fresh: Fresh) -> str:
             tolerance=1e-5,
         )
     return "Right: one number a tensor, whatever its size."
+
+
+@exercise("21.6", title="Does it read ahead?")
+def reads_ahead(attempt: Callable[..., Any], fresh: Fresh) -> str:
+    T, V = 13, 20
+    past_TS = torch.ones(T, T, dtype=torch.float64).tril()
+    next_TS, some_TS = past_TS.clone(), past_TS.clone()
+    next_TS[:-1].diagonal(1).fill_(1)
+    some_TS[3, 4] = 1
+    for sees_TS, rounding, expected, complaint in (
+        (past_TS, 0.0, False, "An honest model is accused: logits at altered places may change, "
+         "those before the first altered token must not."),
+        (past_TS, 1e-7, False, "An honest model that rounds is accused: allow for 1e-4."),
+        (torch.ones_like(past_TS), 0.0, True, "A model that sees everything is let go."),
+        (next_TS, 0.0, True, "A model whose places all see the next token is let go."),
+        (some_TS, 0.0, True, "A model is let go of which one place alone, the fourth, sees the "
+         "next token: alter from each position on, not from one."),
+    ):  # fmt: skip
+        E_VD, W_DV = fresh.normal(V, 8), fresh.normal(8, V)
+
+        def logits_of(ids_BT: Any, sees_TS=sees_TS, rounding=rounding, E=E_VD, W=W_DV) -> Any:
+            weights_TS = sees_TS / sees_TS.sum(1, keepdim=True)
+            logits_BTV = weights_TS @ E[torch.as_tensor(ids_BT)] @ W
+            return logits_BTV + rounding * fresh.normal(*logits_BTV.shape)
+
+        answer = attempt(logits_of, fresh.integers(0, V, 1, T))
+        require(answer is not None, "The answer is None: return True or False.")
+        if bool(answer) != expected:
+            raise Wrong(complaint)
+    return "Right: no code of the model was read, and none could hide it."
