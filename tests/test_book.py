@@ -2,6 +2,7 @@
 
 import base64
 import importlib.util
+import re
 
 import nbformat
 import pytest
@@ -10,8 +11,10 @@ from commands import here
 import labkit
 from labkit import course
 from labkit.course.book.docstrings import as_rst
-from labkit.course.book.pages import FIGURES, NO_WORDS, index_of, page_of
+from labkit.course.book.pages import FIGURES, index_of, page_of
 from labkit.course.book.reference import offered
+from labkit.course.pictures import NO_WORDS
+from labkit.course.shows import shows
 from labkit.errors import LabError
 
 PICTURE = base64.b64encode(b"\x89PNG, as far as this test can tell").decode()
@@ -101,9 +104,14 @@ def test_the_reference_lists_every_name_that_a_room_offers():
     assert "causal_mask" in offered(labkit.models)["labkit.models.attention"]
 
 
-def test_the_first_page_keeps_the_order():
-    page = index_of(["00_a", "01_b"], ["package/text"])
-    assert page.index("   00_a\n   01_b") < page.index("   package/text")
+def test_the_first_page_says_what_each_chapter_shows_and_keeps_the_order():
+    found = course.chapters()
+    page = index_of(found, ["package/text"])
+    for chapter in found:
+        assert f":doc:`{chapter.name}`\n   {as_rst([shows(chapter)])[0]}\n" in page
+    names = re.findall(r"^   (\d\d_\w+)$", page, re.MULTILINE)
+    assert names == [chapter.name for chapter in found]
+    assert page.index(names[-1]) < page.index("   package/text")
 
 
 def test_what_is_no_book_is_not_replaced(tmp_path, capsys, monkeypatch):

@@ -12,6 +12,7 @@ from typing import Any
 
 import labkit
 from labkit.course.chapter import Chapter, read_notebook
+from labkit.course.pictures import PICTURES, described
 from labkit.errors import LabError
 from labkit.runtime import duration
 
@@ -47,7 +48,7 @@ def to_html(notebook: Path | str) -> str:
     content.metadata.pop("widgets", None)
     page, _ = Page(config=config).from_notebook_node(content)
     page = re.sub(r"<script\b.*?</script>", "", page, flags=re.DOTALL)
-    page = _with_alternatives(page, content)
+    page = _with_alternatives(page, described(content))
     return page.replace("</head>", f"<style>{_FONTS}{FORMULA_STYLE}{_FOLDED}</style></head>", 1)
 
 
@@ -57,19 +58,19 @@ def _with_alternatives(page: str, notebook: Any) -> str:
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             data = output.get("data", {})
-            words = data.get("text/plain", "")
-            if "image/png" in data and words and not words.startswith("<Figure size"):
-                said["".join(data["image/png"].split())] = words
+            for kind in PICTURES:
+                if kind in data:
+                    said["".join(data[kind].split())] = data["text/plain"]
 
-    def described(found: re.Match[str]) -> str:
+    def with_words(found: re.Match[str]) -> str:
         picture = "".join(found["picture"].split())
         if picture not in said:
             return found[0]
-        words = escape(" ".join(said[picture].split()), quote=True)
+        words = escape(said[picture], quote=True)
         return re.sub(r'alt="[^"]*"', "", found[0]).replace("<img", f'<img alt="{words}"', 1)
 
-    embedded = r'<img\b[^>]*?src="data:image/png;base64,(?P<picture>[^"]+)"[^>]*>'
-    return re.sub(embedded, described, page)
+    embedded = r'<img\b[^>]*?src="data:image/(?:png|jpeg);base64,(?P<picture>[^"]+)"[^>]*>'
+    return re.sub(embedded, with_words, page)
 
 
 _FOLDED = ".celltag_hide-input > .jp-Cell-inputWrapper { display: none }"

@@ -179,7 +179,7 @@ def test_a_chapter_reads_offline_in_light_and_dark_and_on_a_phone(chapter, book,
 
 def test_the_pages_stand_in_the_order_of_the_course(book, page):
     page.goto((book / "index.html").as_uri())
-    links = page.locator("article .toctree-wrapper a.reference.internal").evaluate_all(
+    links = page.locator("article dl a.reference.internal").evaluate_all(
         "all => all.map((it) => it.getAttribute('href'))"
     )
     chapters = [link.removesuffix(".html") for link in links if re.match(r"\d\d_", link)]

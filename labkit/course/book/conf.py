@@ -13,6 +13,7 @@ extensions = [
     "labkit.course.book.docstrings",  # before napoleon: it reads what this one writes
     "sphinx.ext.napoleon",
     "labkit.course.book.formulas",
+    "labkit.course.book.search",
 ]
 
 # Chapters: outputs as they were saved. Formulas between dollar signs, as the report reads them.
@@ -43,7 +44,7 @@ html_title = "LLM Lab"
 html_css_files = ["book.css", "formulas.css"]
 html_copy_source = False
 html_show_sourcelink = False
-html_show_search_summary = False  # a page from a folder may not read other files
+html_show_search_summary = False  # `search` has another way
 html_theme_options = {
     "home_page_in_toc": True,
     "show_toc_level": 2,
