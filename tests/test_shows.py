@@ -95,7 +95,11 @@ def drawn(own, follower):
     [
         ("A ring of\nfour ranks", "*Figure: something else.*", "A ring of four ranks"),
         ("<Figure size 640x480 with 1 Axes>", "*Figure: loss falls.* And so on.", "loss falls."),
-        ("", "*Figure: left, `a * b`\nof **two** lines, at 2*3.*\n\nText.", "left, a b of two lines, at 23."),
+        (
+            "",
+            "*Figure: left, `a * b`\nof **two** lines, at 2*3.*\n\nText.",
+            "left, a b of two lines, at 23.",
+        ),
         ("", "It falls. *Figure: not a caption of what stands above.*", pictures.NO_WORDS),
         ("", "*Figure: never closed", pictures.NO_WORDS),
     ],

@@ -32,7 +32,8 @@ def page(names: Sequence[str], help_of: Callable[[Sequence[str]], str]) -> str:
         for title, options in boxes.items():
             lines += ["", f"**{title}**", ""]
             for option, said in options:
-                lines += [f"``{option}``", f"   {' '.join(as_rst([said])).strip()}", ""]
+                said = " ".join(as_rst([said.removesuffix(" (default: )")])).strip()
+                lines += [f"``{option}``", f"   {said}", ""]
     return "\n".join(lines) + "\n"
 
 

@@ -1,8 +1,9 @@
-"""Words for the pictures of a chapter, for readers who cannot see them.
+"""Words for the pictures of a chapter: for who cannot see them, and for pages without a network.
 
     the output's own plain text                     a drawing, a plot that says what it shows
     else `*Figure: words*` that begins the next cell  a plot with a caption
     else NO_WORDS
+    a badge                                         a link without its picture, which is elsewhere
 
 The report of `labkit run` and the web book take them from here.
 """
@@ -18,12 +19,13 @@ NO_WORDS = "What the cell above draws"
 PICTURES = ("image/png", "image/jpeg")
 
 _CAPTION = re.compile(r"\s*\*Figure:\s+(?P<words>.+?)(?<![\s*])\*(?=\s|$)", re.DOTALL)
+_BADGE = re.compile(r"\[!\[(?P<words>[^\]]*)\]\(https?:[^)]*\)\]\((?P<target>[^)]*)\)")
 #: What IPython says of a figure by itself.
 _UNSAID = "<Figure size"
 
 
 def described(notebook: Any) -> Any:
-    """The notebook, with the words of each picture as the plain text of its output.
+    """The notebook, with the words of each picture as the plain text of its output, and no badge.
 
     Args:
         notebook: as nbformat reads it; it is not changed.
@@ -38,6 +40,8 @@ def described(notebook: Any) -> Any:
     made: Any = nbformat.from_dict(notebook)
     followers = [*made.cells[1:], None]
     for cell, follower in zip(made.cells, followers, strict=True):
+        if cell.cell_type == "markdown":
+            cell.source = _BADGE.sub(r"[\g<words>](\g<target>)", cell.source)
         for output in cell.get("outputs", []):
             data = output.get("data", {})
             if any(kind in data for kind in PICTURES):

@@ -31,8 +31,8 @@ STATIC_PRIORITY = (
 def to_html(notebook: Path | str) -> str:
     """An executed notebook as one HTML page that needs no network and runs no script.
 
-    Widgets show their static picture, formulas are MathML. Cells tagged `hide-input` show what they
-    made and not their code, which is in the notebook.
+    Widgets show their static picture, formulas are MathML. The code of cells tagged `hide-input`
+    is folded, as in the book.
     """
     from jinja2 import pass_context
     from nbconvert import HTMLExporter
@@ -44,12 +44,13 @@ def to_html(notebook: Path | str) -> str:
             return with_mathml(super().markdown2html(context, source))
 
     config = Config({"NbConvertBase": {"display_data_priority": list(STATIC_PRIORITY)}})
-    content = read_notebook(Path(notebook))
+    content = described(read_notebook(Path(notebook)))
     content.metadata.pop("widgets", None)
-    page, _ = Page(config=config).from_notebook_node(content)
+    page, _ = Page(config=config, raw_template=_TEMPLATE).from_notebook_node(content)
     page = re.sub(r"<script\b.*?</script>", "", page, flags=re.DOTALL)
-    page = _with_alternatives(page, described(content))
-    return page.replace("</head>", f"<style>{_FONTS}{FORMULA_STYLE}{_FOLDED}</style></head>", 1)
+    page = _with_alternatives(page, content)
+    style = f"{_FONTS}{FORMULA_STYLE}{_FOLDED}{labels_style('.celltag_', 'summary')}"
+    return page.replace("</head>", f"<style>{style}</style></head>", 1)
 
 
 def _with_alternatives(page: str, notebook: Any) -> str:
@@ -73,7 +74,52 @@ def _with_alternatives(page: str, notebook: Any) -> str:
     return re.sub(embedded, with_words, page)
 
 
-_FOLDED = ".celltag_hide-input > .jp-Cell-inputWrapper { display: none }"
+#: The button that unfolds the code of a cell, and the one that folds it again.
+SHOW, HIDE = "Show the code", "Hide the code"
+#: What a folded cell holds, by its tag: it stands behind those words.
+LABELS = {
+    "colab": "installation",
+    "parameters": "parameters",
+    "imports": "imports",
+    "sizes": "sizes",
+    "drawing": "drawing",
+    "plot": "plot",
+}
+
+
+def labels_style(cell: str, button: str) -> str:
+    """CSS that says on each button what its cell holds.
+
+    Args:
+        cell: how a page selects a cell by its tag, without the tag.
+        button: how it selects the words of the button in it.
+
+    >>> labels_style(".tag_", "summary").splitlines()[0]
+    '.tag_colab > details summary::after { content: " · installation" }'
+    """
+    return "\n".join(
+        f'{cell}{tag} > details {button}::after {{ content: " · {label}" }}'
+        for tag, label in LABELS.items()
+    )
+
+
+_TEMPLATE = f"""{{% extends "lab/index.html.j2" %}}
+{{% block input_group %}}
+{{%- if "hide-input" in cell.metadata.get("tags", []) -%}}
+<details><summary data-hide="{HIDE}">{SHOW}</summary>{{{{ super() }}}}</details>
+{{%- else -%}}
+{{{{ super() }}}}
+{{%- endif -%}}
+{{% endblock input_group %}}"""
+
+_FOLDED = """
+.jp-CodeCell > details > summary { cursor: pointer; color: #0072B2; font: 13px sans-serif;
+  margin-left: var(--jp-cell-prompt-width, 64px); padding: 2px 8px }
+.jp-CodeCell > details[open] > summary { font-size: 0 }
+.jp-CodeCell > details[open] > summary::before { content: attr(data-hide); font-size: 13px }
+.jp-CodeCell > details[open] > summary::after { font-size: 13px }
+.jp-CodeCell:has(> details:only-child:not([open])) { display: inline-block }
+"""
 
 _NO_FORMULAS = re.compile(r"(<pre\b.*?</pre>|<code\b.*?</code>|<[^>]+>)", re.DOTALL)
 _FORMULA = re.compile(

@@ -58,8 +58,8 @@ SENTENCES = {
     "16": "Tasks learned one after the other, untold which one is asked: plain training ends at "
     "{told False, plain|.0%}, replay at {told False, replay|.0%}, all at once at "
     "{told False, all at once|.0%}, statistics that add up at {told False, discriminant|.0%}.",
-    "17": "The memory of an update is predicted to within {largest_prediction_error|.1%}; fp16 loses "
-    "{underflow_share_unscaled|.0%} of a gradient's numbers to zero, with loss scaling "
+    "17": "The memory of an update is predicted to within {largest_prediction_error|.1%}; fp16 "
+    "loses {underflow_share_unscaled|.0%} of a gradient's numbers to zero, with loss scaling "
     "{underflow_share_2_16|.2%}.",
     "18": "However a model is cut over four processes, its gradients are those of one (ZeRO 3: to "
     "{ZeRO 3: gradients|.0e}); ZeRO 3 keeps {ZeRO 3, weights|.0%} of the weights on each and sends "
@@ -67,8 +67,8 @@ SENTENCES = {
     "19": "In groups of 32, 4 bits a weight lose {lost, 4, 32|.3f} bits a byte, 2 bits "
     "{lost, 2, 32|.2f}; with one scale for a whole matrix, {lost, 4, tensor|.3f} and "
     "{lost, 2, tensor|.2f}.",
-    "20": "Guessing ahead writes text that repeats itself {speed, repeats itself, lookup|.1f} times "
-    "as fast and news {speed, news, lookup|.1f} times, from exactly the same distribution.",
+    "20": "Guessing ahead writes text that repeats itself {speed, repeats itself, lookup|.1f} "
+    "times as fast and news {speed, news, lookup|.1f} times, from exactly the same distribution.",
     "23": "With a checker for its only teacher a small model solves {group, pass@1|.0%} of unseen "
     "puzzles at the first try instead of {the start, pass@1|.0%}; learning its own right answers "
     "brings {own right answers, pass@1|.0%}, more supervision {more supervision, pass@1|.0%}.",

@@ -127,8 +127,7 @@ def stamp_chapter(chapter: Chapter, *, write: bool = True) -> bool:
         if "colab" in cell.metadata.get("tags", []):
             cell.source = install_cell()
         elif cell.cell_type == "markdown":
-            badge = f"{_BADGE_BEGIN}{colab_badge(chapter)}{_BADGE_END}"
-            cell.source = _BADGE.sub(badge, cell.source)
+            cell.source = _BADGE.sub(_placed(colab_badge(chapter)), cell.source)
             cell.source = _measured(cell.source, payload)
         for output in cell.get("outputs", []):
             if shown := output.get("metadata", {}).get("labkit"):
@@ -159,7 +158,12 @@ def stamp_readme(readme: Path, found: Sequence[Chapter], *, write: bool = True) 
 
 
 _BADGE_BEGIN, _BADGE_END = "<!--colab-->", "<!--/colab-->"
-_BADGE = re.compile(f"{_BADGE_BEGIN}.*?{_BADGE_END}")
+_BADGE = re.compile(f"{_BADGE_BEGIN}.*?{_BADGE_END}", re.DOTALL)
+
+
+def _placed(badge: str) -> str:
+    """A badge between its comments, on a line of its own: on theirs Markdown would be mere text."""
+    return f"{_BADGE_BEGIN}\n{badge}\n{_BADGE_END}" if badge else f"{_BADGE_BEGIN}{_BADGE_END}"
 
 
 def _measured(text: str, payload: dict[str, Any]) -> str:
@@ -190,7 +194,13 @@ def _stamped(text: str, found: Sequence[Chapter]) -> str:
 
 def _table(found: Sequence[Chapter]) -> list[str]:
     """The rows of a part's chapters: what each shows, its time and memory, maybe its badge."""
-    names = ["chapter", "what it shows", "time", "memory", *(["Colab"] if labkit.REPOSITORY else [])]
+    names = [
+        "chapter",
+        "what it shows",
+        "time",
+        "memory",
+        *(["Colab"] if labkit.REPOSITORY else []),
+    ]
     lines = [f"| {' | '.join(names)} |", f"|---|---|---:|---:|{'---|' * (len(names) - 4)}"]
     for chapter in found:
         payload = metrics_of(chapter.path) or {}

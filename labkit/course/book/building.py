@@ -15,7 +15,7 @@ from pathlib import Path
 from labkit.atomic import claim, write_text
 from labkit.course.book import pages, reference
 from labkit.course.chapter import chapters, read_notebook, write_notebook
-from labkit.course.report import FORMULA_STYLE
+from labkit.course.report import FORMULA_STYLE, labels_style
 from labkit.errors import LabError
 
 HERE = Path(__file__).parent
@@ -24,9 +24,7 @@ MARK = ".buildinfo"
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
-def build_book(
-    out: Path | str, folder: Path | str | None = None, commands: str = ""
-) -> list[str]:
+def build_book(out: Path | str, folder: Path | str | None = None, commands: str = "") -> list[str]:
     """Build the book from the notebooks as they were saved; nothing is executed or fetched.
 
     Args:
@@ -61,7 +59,8 @@ def write_sources(source: Path, folder: Path | str | None = None, commands: str 
     rooms = reference.room_pages() | ({"commands": commands} if commands else {})
     for room, text in rooms.items():
         write_text(source / "package" / f"{room}.rst", text)
-    write_text(source / "_static" / "formulas.css", FORMULA_STYLE)
+    shared = FORMULA_STYLE + labels_style(".bd-article .tag_", "> summary > p")
+    write_text(source / "_static" / "shared.css", shared)
     package = [f"package/{room}" for room in rooms]
     write_text(source / "index.rst", pages.index_of(found, package))
 

@@ -7,7 +7,6 @@ badge                  ──> a link without a picture from the network
 
 import base64
 import hashlib
-import re
 from collections.abc import Iterable
 from html import escape
 from pathlib import Path
@@ -25,7 +24,6 @@ from labkit.course.shows import shows
 FIGURES = "_static/figures"
 
 _IMAGES = {"image/png": "png", "image/jpeg": "jpg"}
-_BADGE = re.compile(r"\[!\[(?P<words>[^\]]*)\]\(https?:[^)]*\)\]\((?P<target>[^)]*)\)")
 
 
 def page_of(notebook: Any, static: Path) -> Any:
@@ -41,9 +39,7 @@ def page_of(notebook: Any, static: Path) -> Any:
     page = described(notebook)
     page.metadata = {k: v for k, v in page.metadata.items() if k != "widgets"}
     for cell in page.cells:
-        if cell.cell_type == "markdown":
-            cell.source = _BADGE.sub(r"[\g<words>](\g<target>)", cell.source)
-        elif cell.cell_type == "code":
+        if cell.cell_type == "code":
             shown = [_shown(output, static) for output in cell.outputs]
             cell.outputs = [output for output in shown if output is not None]
     return page

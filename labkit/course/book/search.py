@@ -20,30 +20,38 @@ def setup(app: Any) -> dict[str, bool]:
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
-def texts_of(document: Any) -> list[tuple[str, str]]:
-    """The text of a page: for each of its sections (anchor, its own text), in order.
+def texts_of(document: Any) -> list[tuple[str, str, str]]:
+    """The text of a page: of each of its sections (anchor, its own words, its code), in order.
 
     Args:
         document: a page as docutils reads it. Its first section, the page itself, has "".
+
+    Formulas are left out, which are LaTeX there, and so are raw forms such as HTML tables.
     """
     from docutils import nodes
 
-    found: list[tuple[str, str]] = []
+    found: list[tuple[str, str, str]] = []
     for section in document.findall(nodes.section):
-        parts = [it for it in section.children if not isinstance(it, nodes.section | nodes.title)]
-        text = " ".join(" ".join(_said(part)) for part in parts)
-        found.append((section["ids"][0] if found else "", " ".join(text.split())))
+        said = [it for child in section.children for it in _said(child)]
+        words = " ".join(" ".join(text for text, is_code in said if not is_code).split())
+        code = " ".join(" ".join(text for text, is_code in said if is_code).split())
+        found.append((section["ids"][0] if found else "", words, code))
     return found
 
 
-def _said(node: Any) -> list[str]:
-    """Paragraphs, code and outputs that are text; HTML and other raw forms are left out."""
+def _said(node: Any) -> list[tuple[str, bool]]:
+    """The texts below a node, each with whether it is code; sections speak for themselves."""
     from docutils import nodes
 
-    if isinstance(node, nodes.raw | nodes.comment):
+    silent = nodes.section | nodes.title | nodes.raw | nodes.comment | nodes.math_block
+    if isinstance(node, silent):
         return []
+    if isinstance(node, nodes.literal_block):
+        return [(node.astext(), True)]
     if isinstance(node, nodes.TextElement):
-        return [node.astext()]
+        parts = node.findall(nodes.Text)
+        spoken = [part for part in parts if not isinstance(part.parent, nodes.math)]
+        return [("".join(spoken), False)]
     return [text for child in node.children for text in _said(child)]
 
 

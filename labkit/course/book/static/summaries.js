@@ -1,5 +1,5 @@
 /* Beside each page that a search has found: the words around the one that was looked for.
-   `TEXTS` (texts.js): page -> [[anchor, text], ...]; `Search` is Sphinx's searchtools.js. */
+   `TEXTS` (texts.js): page -> [[anchor, words, code], ...]; `Search` is Sphinx's searchtools.js. */
 
 Search.htmlToText = (text) => text; // ours are plain
 
@@ -7,7 +7,8 @@ const summaryOf = (link) => {
   const [file, anchor = ""] = link.getAttribute("href").split("#");
   const sections = TEXTS[file.replace(/\.html$/, "")] || [];
   const own = sections.filter(([id]) => anchor && id === anchor);
-  const text = (own.length ? own : sections).map(([, said]) => said).join(" ");
+  const said = own.length ? own : sections;
+  const text = [...said.map((it) => it[1]), ...said.map((it) => it[2])].join(" "); // words first
   const terms = new URLSearchParams(location.search).get("q").split(/\s+/).filter(Boolean);
   const known = terms.filter((term) => text.toLowerCase().includes(term.toLowerCase()));
   const stems = Search._parseQuery(terms.join(" "))[1]; // "weights" is found by "weight"
