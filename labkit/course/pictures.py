@@ -53,7 +53,9 @@ def described(notebook: Any) -> Any:
 
 def _caption(cell: Any) -> str:
     """The words of the caption that a cell begins with."""
-    found = _CAPTION.match(cell.source) if cell is not None else None
-    if found is None or cell.cell_type != "markdown":
+    if cell is None or cell.cell_type != "markdown":
+        return NO_WORDS
+    found = _CAPTION.match(cell.source)
+    if found is None:
         return NO_WORDS
     return " ".join(re.sub(r"[*`]", "", found["words"]).split())
