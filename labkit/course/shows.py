@@ -22,8 +22,9 @@ SENTENCES = {
     "{-beyond_5gram_5-gram + Transformer|.2f} less than the counts.",
     "02": "A Chinese story costs {token_premium_of_chinese|.1f} times the tokens of the same story "
     "in English; of the vocabularies tried, {best_vocabulary|,} pieces gave the best model.",
-    "03": "Two layers of attention learn to copy from the context ({2 layers accuracy|.2%} right, "
-    "{2 layers loss|.3f} nats); one layer stays at {1 layer loss|.2f}.",
+    "03": "Copying from the context: two layers of attention reach a loss of {loss: 1/√K|.3f}, one "
+    "layer {loss: one layer|.2f}, one that is trained longer {loss: one layer, longer|.2f}, and "
+    "layers whose weights are all equal {loss: all weights equal|.2f}.",
     "04": "In a small model rotary positions change the loss by {ablation: rotary positions|+.2f} "
     "nats a token, RMSNorm by {ablation: RMSNorm|+.2f}, SwiGLU by {ablation: SwiGLU|+.2f}.",
     "05": "Averaging the means of uneven micro-batches puts the gradient "
@@ -69,9 +70,15 @@ SENTENCES = {
     "{lost, 2, tensor|.2f}.",
     "20": "Guessing ahead writes text that repeats itself {speed, repeats itself, lookup|.1f} "
     "times as fast and news {speed, news, lookup|.1f} times, from exactly the same distribution.",
+    "22": "On held-out sheets of a folder of one's own, 5-gram counts need "
+    "{bits, counting, 5-gram|.2f} bits a byte, SmolLM2 as it came {bits, smollm2 as it came|.2f}, "
+    "and trained on the folder {bits, smollm2, trained|.2f}.",
     "23": "With a checker for its only teacher a small model solves {group, pass@1|.0%} of unseen "
     "puzzles at the first try instead of {the start, pass@1|.0%}; learning its own right answers "
     "brings {own right answers, pass@1|.0%}, more supervision {more supervision, pass@1|.0%}.",
+    "24": "At one budget all filters together save a small model {network gain, all|.2f} bits a "
+    "byte, the true labels of the planted junk {network gain, the labels|.2f}, and as many "
+    "documents dropped at random {network gain, random|.2f}.",
 }
 
 _FIGURE = re.compile(r"\{(?P<sign>-?)(?P<name>[^{}|]+)(?:\|(?P<form>[^{}|]+))?\}")
@@ -90,11 +97,14 @@ def unsaid(found: Sequence[Chapter]) -> list[str]:
         sentence, metrics = SENTENCES.get(chapter.number), _metrics(chapter)
         if sentence is None:
             said.append(f"{chapter.name} has no sentence: write it in labkit/course/shows.py")
-        for name in _missing(sentence or "", metrics):
-            said.append(
+        elif not metrics:
+            said.append(f"{chapter.name} has reported no figures: execute it")
+        else:
+            said += [
                 f"{chapter.name} does not report {name!r}, which its sentence in "
-                f"labkit/course/shows.py names: take one of {', '.join(metrics) or 'no metrics'}"
-            )
+                f"labkit/course/shows.py names: take one of {', '.join(metrics)}"
+                for name in _missing(sentence, metrics)
+            ]
     return said
 
 
