@@ -614,3 +614,22 @@ def test_a_classifier_that_lacks_its_layer_is_refused(files, encoder, tmp_path, 
     (folder / "config.json").write_text(json.dumps(config))
     assert here("evaluate", folder, "--data", files / "labelled.csv") == 2
     assert "lack classifier.bias, classifier.weight" in capsys.readouterr().err
+
+
+def test_to_keep_bars_off_no_command_imports_datasets():
+    """Half a second of each command that needs none of it; bars stay off where it comes later."""
+    code = """
+import sys
+from labkit.models.huggingface.folders import quiet_libraries
+quiet_libraries()
+assert "datasets" not in sys.modules
+import datasets
+assert datasets.are_progress_bars_disabled()
+datasets.enable_progress_bars()
+quiet_libraries()
+assert datasets.are_progress_bars_disabled()
+"""
+    environment = {**os.environ}
+    environment.pop("HF_DATASETS_DISABLE_PROGRESS_BARS", None)
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert ran.returncode == 0, ran.stderr.decode()
