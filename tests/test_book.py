@@ -130,7 +130,7 @@ def test_texts_of_a_page_are_words_and_code_without_formulas():
     inner = nodes.section("", nodes.title("", "1 · B"), nodes.paragraph("", "more"), ids=["b", "c"])
     document = nodes.section("", page)
     page += inner
-    assert texts_of(document)[1:] == [("a", "the loss", "code()"), ("b", "more", "")]
+    assert texts_of(document)[1:] == [("a", "the loss …", "code()"), ("b", "more", "")]
 
 
 def test_the_reference_lists_every_name_that_a_room_offers():

@@ -26,7 +26,8 @@ def texts_of(document: Any) -> list[tuple[str, str, str]]:
     Args:
         document: a page as docutils reads it. Its first section, the page itself, has "".
 
-    Formulas are left out, which are LaTeX there, and so are raw forms such as HTML tables.
+    Formulas, which are LaTeX there, are left out (an ellipsis stands in a sentence), and so are
+    raw forms such as HTML tables.
     """
     from docutils import nodes
 
@@ -50,7 +51,7 @@ def _said(node: Any) -> list[tuple[str, bool]]:
         return [(node.astext(), True)]
     if isinstance(node, nodes.TextElement):
         parts = node.findall(nodes.Text)
-        spoken = [part for part in parts if not isinstance(part.parent, nodes.math)]
+        spoken = ["…" if isinstance(part.parent, nodes.math) else part for part in parts]
         return [("".join(spoken), False)]
     return [text for child in node.children for text in _said(child)]
 
