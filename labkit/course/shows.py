@@ -70,9 +70,9 @@ SENTENCES = {
     "{lost, 2, tensor|.2f}.",
     "20": "Guessing ahead writes text that repeats itself {speed, repeats itself, lookup|.1f} "
     "times as fast and news {speed, news, lookup|.1f} times, from exactly the same distribution.",
-    "21": "Of thirty training runs with a planted bug, their curves beside six healthy ones give away "
-    "{recorded, curve}, what an update does to the weights {recorded, updates}, learning one batch "
-    "by heart {recorded, by heart}.",
+    "21": "Of thirty training runs with a planted bug, their curves beside six healthy ones give "
+    "away {recorded, curve}, what an update does to the weights {recorded, updates}, learning one "
+    "batch by heart {recorded, by heart}.",
     "22": "On held-out sheets of a folder of one's own, 5-gram counts need "
     "{bits, counting, 5-gram|.2f} bits a byte, SmolLM2 as it came {bits, smollm2 as it came|.2f}, "
     "and trained on the folder {bits, smollm2, trained|.2f}.",
