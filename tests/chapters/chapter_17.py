@@ -4,6 +4,7 @@
 EXPECTED: dict[str, tuple[float, float]] = {
     "largest_prediction_error": (0.0, 0.1),
     "largest_part_error": (0.0, 0.1),
+    "by_hand_error": (0.0, 0.03),
     "simulation_error": (0.0, 1e-3),
     "gpt2_prediction_error": (0.0, 0.1),
     "bf16_scaler_equal": (1, 0),
@@ -18,6 +19,7 @@ EXPECTED: dict[str, tuple[float, float]] = {
 CLAIMS: dict[str, tuple[float, float]] = {
     "largest_prediction_error": (0.0, 0.1),
     "largest_part_error": (0.0, 0.03),
+    "by_hand_error": (0.0, 0.02),
     "simulation_error": (0.0, 1e-3),
     "simulated_gap_gpu_profile": (0.0, 0.1),
     "gpt2_prediction_error": (0.0, 0.02),
@@ -25,6 +27,8 @@ CLAIMS: dict[str, tuple[float, float]] = {
     "gpt2_saving": (1.5, 1.9),
     "underflow_share_unscaled": (0.4, 0.7),
     "underflow_share_2_16": (0.0, 0.01),
+    "underflow_share_weights": (0.0, 0.001),
+    "underflow_share_outputs": (0.0, 0.001),
     "fp16_unscaled_behind": (0.3, 1.5),
     "fp16_scaled_behind": (-0.01, 0.01),
     "bf16_behind": (-0.01, 0.01),
