@@ -35,7 +35,7 @@ CLAIMS: dict[str, tuple[float, float]] = {
     "fp16_small_mean_behind": (-0.01, 0.01),
     "bf16_scaler_equal": (1, 1),
     "bf16_nearest_unmoved": (0.6, 0.72),
-    "bf16_nearest_progress": (-0.1, 0.1),
+    "bf16_nearest_progress": (0.3, 0.7),
     "bf16_stochastic_progress": (0.9, 1.1),
     "bf16_kahan_progress": (0.9, 1.1),
     "accumulation_away": (0.0, 0.05),
