@@ -127,9 +127,10 @@ FLAGS = {
         {OF_THE_LOOP}""",
     "generate": """model prompt chat max_new_tokens temperature top_k top_p samples beams
         length_penalty seed device""",
-    "evaluate": """model data choices against split text_column pair_column label_column question_column
+    "evaluate": """model data choices against split text_column pair_column label_column
+        question_column
         context_column answer_column answer_start_column source_column target_column beams
-        length_penalty max_new_tokens context_length batch_size precision device json""",
+        length_penalty max_new_tokens context_length batch_size precision device out json""",
     "classify": """model text data out text_column pair_column batch_size precision device json""",
     "export": "model format dtype out data",
     "card": "project licence",

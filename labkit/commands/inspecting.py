@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from labkit import runtime
-from labkit.atomic import write_text
+from labkit.atomic import write_json, write_text
 from labkit.commands import answers, choices, conversations, questions, tagging
 from labkit.commands.options import Classify, Evaluate, Generate, check
 from labkit.commands.scoring import class_table, classifier_scores, say_classes, score_rows
@@ -105,6 +105,7 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
     """
     if options.choices is not None:
         check(options.against is None, options, "against", "none with --choices")
+        check(options.out is None, options, "out", "none with --choices")
         return choices.evaluate(options)
     check(len(options.data) > 0, options, "data", "one or more corpora, files or folders")
     check(options.batch_size >= 1, options, "batch_size", "at least 1")
@@ -136,6 +137,7 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
             score = conversations.score(opened, options, str(kinds[0]))
             rows = conversations.score_rows
     scores = {source: score(source) for source in options.data}
+    _keep(scores, options)
     if options.json:
         say(json.dumps({"model": str(options.model), "scores": scores}))
     elif rows is not None:
@@ -152,6 +154,11 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
 
 def _own_file(source: str) -> bool:
     return source not in corpora.names() and not source.startswith("hub:")
+
+
+def _keep(scores: dict[str, Any], options: Evaluate) -> None:
+    if options.out is not None:
+        write_json(options.out, {"model": str(options.model), "scores": scores})
 
 
 def _texts_of(source: str, options: Evaluate) -> list[str]:
@@ -183,6 +190,7 @@ def _evaluate_against(folder: Path, options: Evaluate) -> dict[str, Any]:
     scores = {
         source: compared(ours[source], theirs[source], str(options.against)) for source in texts
     }
+    _keep(scores, options)
     if options.json:
         say(json.dumps({"model": str(options.model), "scores": scores}))
     else:

@@ -84,7 +84,7 @@ class Card:
     """Write the model card of a project folder from its own files, and say what it lacks.
 
     The folder holds text/ (labkit clean), tuned/ or pretrained/ (finetune, pretrain),
-    evaluation.json (evaluate --against --json) and compressed/ (export --data).
+    evaluation.json (evaluate --against --out) and compressed/ (export --data).
     """
 
     project: Positional[Path] = Path("runs/mine")
@@ -380,6 +380,8 @@ class Evaluate:
     """Number format of matrix products."""
     device: Device = "auto"
     """Where to run."""
+    out: Path | None = None
+    """File for the scores as JSON; None: they are printed alone."""
     json: bool = False
     """Print one JSON object instead of a table."""
 

@@ -39,7 +39,7 @@ def card(options: Card) -> list[str]:
         raise LabError(
             f"{project / 'evaluation.json'} holds no scores against another model: write it with "
             f"labkit evaluate {folder.parent} --data {project / 'text' / 'test'} --against smollm2 "
-            f"--json > {project / 'evaluation.json'}"
+            f"--out {project / 'evaluation.json'}"
         )
     tidied = _read(project / "text" / "tidied.json")
     begun = _read(project / "pretrained" / "config.json").get("options", {})

@@ -3,7 +3,7 @@
     runs/mine/text/         train/, test/, tidied.json           labkit clean
              /pretrained/   model/                               labkit pretrain
              /tuned/        model/ (or none: then pretrained/)   labkit finetune
-             /evaluation.json                                    labkit evaluate --against --json
+             /evaluation.json                                    labkit evaluate --against --out
              /compressed/   model.gguf, score.json               labkit export --data
              /README.md                                          labkit card
 
@@ -109,7 +109,7 @@ def _evaluation(project: Path) -> Iterator[str]:
     if not isinstance(scores, dict) or not scores:
         yield (
             "There is no evaluation.json with scores: write it with labkit evaluate MODEL --data "
-            "text/test --against BASE --json."
+            "text/test --against BASE --out evaluation.json."
         )
         return
     held = _held_out(project)

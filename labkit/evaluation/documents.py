@@ -41,7 +41,7 @@ class DocumentBits(NamedTuple):
             LabError: the two are not of equally many documents.
         """
         each = math.log(2) * float(self.bytes_D.mean())
-        return paired_test(other.nats_D / each, self.nats_D / each)
+        return paired_test((other.nats_D / each).tolist(), (self.nats_D / each).tolist())
 
     def facts(self) -> dict[str, Any]:
         """`bits_per_byte`, `low`, `high`, `documents`, `bytes`, fit for JSON."""

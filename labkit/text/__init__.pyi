@@ -13,8 +13,8 @@ from . import docstrings as docstrings
 from . import files as files
 from . import gguf as gguf
 from . import headlines as headlines
-from . import pretrained as pretrained
 from . import planted as planted
+from . import pretrained as pretrained
 from . import prompting as prompting
 from . import relations as relations
 from . import span_questions as span_questions
@@ -49,6 +49,12 @@ from .prompting import draw_examples as draw_examples
 from .prompting import example_orders as example_orders
 from .prompting import few_shot_prompt as few_shot_prompt
 from .prompting import read_choices as read_choices
+from .tidying import Tidied as Tidied
+from .tidying import hold_out as hold_out
+from .tidying import mask_private as mask_private
+from .tidying import tidy as tidy
+from .tidying import without_repeated_lines as without_repeated_lines
+from .tidying import write_tidied as write_tidied
 from .tokenizers import ASSISTANT as ASSISTANT
 from .tokenizers import END_OF_TEXT as END_OF_TEXT
 from .tokenizers import PAD as PAD
@@ -57,12 +63,6 @@ from .tokenizers import USER as USER
 from .tokenizers import Tokenizer as Tokenizer
 from .tokenizers import from_merges as from_merges
 from .tokenizers import train_bpe as train_bpe
-from .tidying import Tidied as Tidied
-from .tidying import hold_out as hold_out
-from .tidying import mask_private as mask_private
-from .tidying import tidy as tidy
-from .tidying import without_repeated_lines as without_repeated_lines
-from .tidying import write_tidied as write_tidied
 from .written_form import CountedForm as CountedForm
 from .written_form import form_f1 as form_f1
 from .written_form import messages as messages

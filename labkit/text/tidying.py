@@ -133,7 +133,7 @@ def tidy(folder: str | Path, settings: Settings | None = None) -> Tidied:
 
 
 def read_folder(folder: str | Path) -> tuple[dict[str, str], dict[str, str]]:
-    """The repaired text of each file by its name, and why others have none; nearest to the top first.
+    """The repaired text of each file by its name, and why others have none; the top first.
 
     Raises:
         LabError: it is no folder.
