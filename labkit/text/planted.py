@@ -1,6 +1,6 @@
 """A folder of text as people have them: dirty, with a list of every piece of dirt.
 
-    chapters of the King James Version ──> a file each ──┬─ a line above and below ("page 17 ...")
+    sheets of the King James Version ────> a file each ──┬─ a line above and below ("page 17 ...")
     (public domain)                                      ├─ copies: exact, shouted, with gaps
                                                          ├─ addresses, numbers, look-alikes
                                                          └─ other encodings, markup, nothing at all
@@ -39,6 +39,8 @@ PRIVATE = (
 )
 #: They look like what is private and are not.
 LOOKALIKES = ("born 17-05-1932, died 2003-11-30", "ISBN 978-0-14-044926-6", "see 23:1-6 and 91:16")
+#: Verses on a sheet.
+SHEET = 12
 ENCODINGS = ("cp1252", "utf-16", "mojibake", "html", "crlf")
 
 
@@ -70,7 +72,8 @@ def example_folder(out: str | Path, seed: int = 0, chapters: int = 110) -> Plant
     Args:
         out: new or empty.
         seed: which chapters, and what is planted where.
-        chapters: texts of their own, 12 to 1,000; about a sixth more files come on top.
+        chapters: of how many the first `SHEET` verses are a text, 12 to 1,000; about a fifth more
+            files come on top.
 
     Raises:
         LabError: chapters is out of range, or out holds something.
@@ -125,7 +128,7 @@ def example_folder(out: str | Path, seed: int = 0, chapters: int = 110) -> Plant
 
 
 def _chapters(count: int, random_: random.Random) -> tuple[dict[str, str], tuple]:
-    """File name -> text of so many chapters, a verse a line; and the natural twins among them."""
+    """File name -> the beginning of so many chapters, a verse a line; and the natural twins."""
     titles = corpora.bible_books()
     verses: dict[int, list[str]] = defaultdict(list)
     for verse_id, old, _ in corpora.bible_verses():
@@ -139,7 +142,7 @@ def _chapters(count: int, random_: random.Random) -> tuple[dict[str, str], tuple
         return f"{book}_{chapter % 1000:03}.txt"
 
     pairs = tuple((name(a), name(b)) for a, b in NATURAL)
-    return {name(chapter): "\n".join(verses[chapter]) for chapter in chosen}, pairs
+    return {name(chapter): "\n".join(verses[chapter][:SHEET]) for chapter in chosen}, pairs
 
 
 def _exactly(text: str, random_: random.Random) -> str:
