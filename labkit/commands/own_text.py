@@ -86,7 +86,7 @@ def instruct(options: Instruct) -> dict[str, int]:
             lines = lines[: limits[part]]
             if not lines:
                 raise LabError(
-                    f"{options.text}/{part} has no line of 30 to 140 characters: write a sentence "
+                    f"{options.text}/{part} has no line of 30 to 90 characters: write a sentence "
                     "or two a line"
                 )
             rows = (json.dumps({"messages": messages(line)}, ensure_ascii=False) for line in lines)

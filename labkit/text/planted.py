@@ -117,6 +117,7 @@ def example_folder(out: str | Path, seed: int = 0, chapters: int = 110) -> Plant
         "empty.txt": b"", "blank.txt": b" \n\t\n", "photo.txt": b"\x89PNG\r\n\0\0\0\rIHDR\0\0" * 9,
         "old/frame_only.txt": "\n".join(FRAME).format(n=0).encode(),
     }  # fmt: skip
+    frame["old/frame_only.txt"] = tuple(line.format(n=0) for line in FRAME)
     with claim(out, replace=True) as folder:
         for name, content in {**files, **empty}.items():
             path = folder / name

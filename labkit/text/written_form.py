@@ -20,7 +20,7 @@ from labkit.text.chat_template import Message
 from labkit.text.cleaning import content_hash
 
 ASK = "Write this with capitals and punctuation: "
-SHORTEST, LONGEST = 30, 140
+SHORTEST, LONGEST = 30, 90
 """Characters of a line that is of use."""
 
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
@@ -36,7 +36,7 @@ def spoken(text: str) -> str:
 
 
 def written_lines(texts: Sequence[str], seed: int = 0, without: Sequence[str] = ()) -> list[str]:
-    """Lines of 30 to 140 characters, each once, in random order.
+    """Lines of 30 to 90 characters, each once, in random order.
 
     Args:
         texts: documents, a sentence or two a line.
