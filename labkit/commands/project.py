@@ -107,7 +107,8 @@ def _row(text: str, who: str, score: dict[str, Any]) -> dict[str, str]:
 
 def _private(tidied: dict[str, Any]) -> str:
     masked = tidied.get("masked", {})
-    counts = " and ".join(f"{n} of the form {kind}" for kind, n in masked.items())
+    called = {"mail": "e-mail addresses", "phone": "telephone numbers"}
+    counts = " and ".join(f"{n} {called.get(kind, kind)}" for kind, n in masked.items())
     return (
         f"Before training, {counts or 'none'} were masked in the text. They were found by their "
         "form: names, street addresses and whatever is spelled out in words may still be there."
