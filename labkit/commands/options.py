@@ -519,11 +519,24 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class Book:
+    """Write the course as a web book: chapters as they were run, the package, a search.
+
+    Nothing is executed, and reading it needs neither a server nor a network: open index.html.
+    """
+
+    out: Path = Path("runs/book")
+    """Folder to write: new, empty, or an older book, which is replaced."""
+
+
+@dataclass(frozen=True)
 class Doctor:
-    """Say what this machine is, what is missing and what to do."""
+    """Say what this machine is, what is missing and what to do; or read a run."""
 
     quick: bool = False
     """Skip the measurements of speed."""
+    run: Path | None = None
+    """A run folder to read instead, of a finished or running run: what its curves say."""
 
 
 #: Commands in the order in which `labkit --help` lists them, with their defaults.
@@ -543,6 +556,7 @@ COMMANDS: dict[str, Any] = {
     "bench": Bench(),
     "lab": Lab(),
     "progress": Progress(),
+    "book": Book(),
     "doctor": Doctor(),
 }
 
