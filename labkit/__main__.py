@@ -98,6 +98,27 @@ def _run(options: commands.Run) -> int:
     return 0
 
 
+def _clean(options: commands.Clean) -> int:
+    from labkit.commands import own_text
+
+    own_text.clean(options)
+    return 0
+
+
+def _instruct(options: commands.Instruct) -> int:
+    from labkit.commands import own_text
+
+    own_text.instruct(options)
+    return 0
+
+
+def _card(options: commands.Card) -> int:
+    from labkit.commands import project
+
+    project.card(options)
+    return 0
+
+
 def _pretrain(options: commands.Pretrain) -> int:
     from labkit.commands.pretraining import pretrain
 
@@ -208,6 +229,9 @@ def _doctor(options: commands.Doctor) -> int:
 
 WORK: dict[type, Callable[[Any], int]] = {
     commands.Run: _run,
+    commands.Clean: _clean,
+    commands.Instruct: _instruct,
+    commands.Card: _card,
     commands.Pretrain: _pretrain,
     commands.Finetune: _finetune,
     commands.Generate: _generate,

@@ -110,6 +110,8 @@ OF_THE_LOOP = """optimizer min_learning_rate_ratio schedule weight_decay betas e
     save_every keep"""
 FLAGS = {
     "run": "chapters profile out seed",
+    "clean": "folder out repeated least_words similarity test most_seen mask seed",
+    "instruct": "text out most most_test seed",
     "pretrain": f"""data out resume overwrite init tokenizer vocab_size text_column size
         architecture d_model num_layers num_heads d_ff dropout context_length batch_tokens
         warmup_steps eval_tokens
@@ -122,11 +124,13 @@ FLAGS = {
         {OF_THE_LOOP}""",
     "generate": """model prompt chat max_new_tokens temperature top_k top_p samples beams
         length_penalty seed device""",
-    "evaluate": """model data choices split text_column pair_column label_column question_column
+    "evaluate": """model data choices against split text_column pair_column label_column
+        question_column
         context_column answer_column answer_start_column source_column target_column beams
-        length_penalty max_new_tokens context_length batch_size precision device json""",
+        length_penalty max_new_tokens context_length batch_size precision device out json""",
     "classify": """model text data out text_column pair_column batch_size precision device json""",
-    "export": "model format dtype out",
+    "export": "model format dtype out data",
+    "card": "project licence",
     "serve": """model host port slots queue max_length max_seconds max_body keep grace device""",
     "collect": "kept out",
     "bench": "json quick only",

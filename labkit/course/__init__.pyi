@@ -8,6 +8,7 @@ from . import pictures as pictures
 from . import profiles as profiles
 from . import recorded as recorded
 from . import report as report
+from . import rubric as rubric
 from . import running as running
 from . import shows as shows
 from . import stamping as stamping
@@ -40,6 +41,8 @@ from .recorded import recorded_folder as recorded_folder
 from .recorded import stale_recordings as stale_recordings
 from .recorded import write_recorded as write_recorded
 from .report import to_html as to_html
+from .rubric import cannot_write as cannot_write
+from .rubric import lacking as lacking
 from .running import ChapterFailed as ChapterFailed
 from .running import execute as execute
 from .running import run as run
