@@ -15,6 +15,7 @@ from . import kv_cache as kv_cache
 from . import layers as layers
 from . import ngrams as ngrams
 from . import positions as positions
+from . import quality as quality
 from . import slot_cache as slot_cache
 from . import spans as spans
 from . import tagger as tagger
@@ -63,6 +64,8 @@ from .positions import Rotary as Rotary
 from .positions import rotary_table as rotary_table
 from .positions import rotate as rotate
 from .positions import sinusoidal as sinusoidal
+from .quality import PerplexityBand as PerplexityBand
+from .quality import quality_scores as quality_scores
 from .slot_cache import SlotCache as SlotCache
 from .spans import SpanOutput as SpanOutput
 from .spans import SpanReader as SpanReader
