@@ -5,8 +5,19 @@ import pytest
 
 from labkit.errors import LabError
 from labkit.models import PerplexityBand, quality_scores
-from labkit.text import broken_rules, cleaning, clusters, corpora, dirty, dirty_pool
-from labkit.text import filters, judge_filter, leaking, repeats, train_bpe
+from labkit.text import (
+    broken_rules,
+    cleaning,
+    clusters,
+    corpora,
+    dirty,
+    dirty_pool,
+    filters,
+    judge_filter,
+    leaking,
+    repeats,
+    train_bpe,
+)
 
 
 @pytest.fixture(scope="module")
@@ -27,14 +38,16 @@ def test_what_is_planted_is_counted(pool, news):
     )
     again = dirty_pool(news[0][40:], news[1], clean=60, copied=5, copies=3, junk=8, seed=1)
     other = dirty_pool(news[0][40:], news[1], clean=60, copied=5, copies=3, junk=8, seed=2)
-    assert again == pool and other.texts != pool.texts
+    assert again == pool
+    assert other.texts != pool.texts
 
 
 def test_the_first_of_a_family_is_the_clean_one(pool):
     """Whichever copy comes first; and what is called exact has the words of an earlier one."""
     for family in range(10):
         kinds = [pool.kinds[i] for i in range(len(pool.texts)) if pool.families[i] == family]
-        assert kinds[0] == "clean" and set(kinds[1:]) == {"exact" if family < 5 else "near"}
+        assert kinds[0] == "clean"
+        assert set(kinds[1:]) == {"exact" if family < 5 else "near"}
     dropped = {found.dropped for found in cleaning.exact_duplicates(pool.texts)}
     assert dropped == set(pool.where("exact"))
 
@@ -60,12 +73,14 @@ def test_rules_let_news_pass_and_name_what_a_text_breaks(news, pool):
     dropped = {i for i, text in enumerate(pool.texts) if broken_rules(text)}
     shares = judge_filter(dropped, pool.kinds, dirty.JUNK).dropped
     assert shares["keyboard"] == shares["encoding"] == shares["boilerplate"] == 1
-    assert shares["loop"] > 0.7 and shares["shuffled"] == 0 == shares["clean"]
+    assert shares["loop"] > 0.7
+    assert shares["shuffled"] == 0 == shares["clean"]
 
 
 def test_signals_by_hand():
     found = filters.signals("a b c d e\na b c d e\nx 1 2 3")
-    assert found.words == 14 and found.repeated_lines == 1 / 3
+    assert found.words == 14
+    assert found.repeated_lines == 1 / 3
     assert found.alphabetic == 11 / 14
     assert found.repeated_runs == 10 / 14
     assert found.top_bigram == 4 / 14, "'a b' twice, four letters of fourteen"
@@ -88,7 +103,8 @@ def test_of_a_cluster_the_first_that_is_left_stays(pool):
 def test_leaks_whole_and_inside_are_found_and_texts_of_their_own_are_not(news, pool):
     dropped = leaking(pool.texts, news[1])
     judged = judge_filter(dropped, pool.kinds, {"leak"})
-    assert judged.recall >= 2 / 3 and judged.precision > 0.8
+    assert judged.recall >= 2 / 3
+    assert judged.precision > 0.8
     by_hash = {cleaning.content_hash(text) for text in news[1]}
     equal = {i for i, text in enumerate(pool.texts) if cleaning.content_hash(text) in by_hash}
     assert judge_filter(equal, pool.kinds, {"leak"}).recall == pytest.approx(1 / 3)
@@ -103,7 +119,7 @@ def test_judged_by_hand():
 
 
 def test_a_band_of_perplexity_has_two_ends(news, pool):
-    """Noise is above it. A loop is below or near its lower end, where 'the lower the better' errs."""
+    """Noise is above it; loops are among the easiest, where 'the lower the better' errs."""
     trusted = news[0][:40]
     band = PerplexityBand.fit(trusted, train_bpe(trusted, 600), outside=0.05)
     bits = band.bits(pool.texts)
@@ -121,7 +137,8 @@ def test_a_text_is_judged_by_the_model_that_did_not_read_it(news, pool):
     """The same text on both sides: no score can tell its copies apart by the side alone."""
     trusted = news[0][:40]
     of_trusted, of_pool = quality_scores(trusted, pool.texts, seed=3)
-    assert of_trusted.shape == (40,) and of_pool.shape == (len(pool.texts),)
+    assert of_trusted.shape == (40,)
+    assert of_pool.shape == (len(pool.texts),)
     junk = of_pool[pool.where("keyboard", "cipher", "encoding", "boilerplate")]
     assert np.median(junk) < np.median(of_pool[pool.where("clean")])
     halves = quality_scores(trusted[:20], trusted[20:], seed=3)

@@ -12,6 +12,7 @@ Sources: Rae et al. 2021, arXiv:2112.11446, table A1 (the rules and their limits
 a page instead of 50 words or more); Raffel et al. 2020, arXiv:1910.10683, section 2.2 (C4).
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
@@ -65,7 +66,7 @@ def signals(text: str) -> Signals:
     pieces, read = text.split(), words(text)
     lines = [" ".join(w for w in words(line) if not w.isdigit()) for line in text.splitlines()]
     lines = [line for line in lines if line]
-    pairs = Counter(zip(read, read[1:], strict=False))
+    pairs = Counter(itertools.pairwise(read))
     (first, second), times = pairs.most_common(1)[0] if pairs else (("", ""), 0)
     top = times * len(first + second) if times > 1 else 0
     return Signals(
