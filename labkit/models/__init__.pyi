@@ -13,6 +13,7 @@ from . import exporting as exporting
 from . import huggingface as huggingface
 from . import kv_cache as kv_cache
 from . import layers as layers
+from . import moe as moe
 from . import ngrams as ngrams
 from . import positions as positions
 from . import quality as quality
@@ -57,6 +58,11 @@ from .layers import FeedForward as FeedForward
 from .layers import MaskedLMTransform as MaskedLMTransform
 from .layers import RMSNorm as RMSNorm
 from .layers import make_norm as make_norm
+from .moe import MixtureOfExperts as MixtureOfExperts
+from .moe import active_parameters as active_parameters
+from .moe import expert_layers as expert_layers
+from .moe import load_entropy as load_entropy
+from .moe import with_experts as with_experts
 from .ngrams import AddK as AddK
 from .ngrams import KneserNey as KneserNey
 from .ngrams import NgramModel as NgramModel

@@ -8,8 +8,9 @@
 A filter answers with positions to drop. Rules first, copies last: the text of a cluster that stays
 should be one that the other filters let through. Learned filters: `labkit.models.quality`.
 
-Sources: Rae et al. 2021, arXiv:2112.11446, table A1 (the rules and their limits, here for texts of
-a page instead of 50 words or more); Raffel et al. 2020, arXiv:1910.10683, section 2.2 (C4).
+Sources: Rae et al. 2021, arXiv:2112.11446, table A1 (a selection of its rules with its limits;
+runs are counted in words here, in characters there, and the rule on ASCII is ours); Raffel et al.
+2020, arXiv:1910.10683, section 2.2 (C4).
 """
 
 import itertools
@@ -37,14 +38,14 @@ class Signals(NamedTuple):
     stop_words: int
     """Occurrences of `STOP_WORDS`."""
     repeated_lines: float
-    """Share of lines that stand above already, numbers left out."""
+    """Share of lines that stand above already, where numbers do not count as a difference."""
     top_bigram: float
     """Share of the letters in the commonest pair of words."""
     repeated_runs: float
     """Share of the words that lie in a run of five words which occurs twice or more."""
 
 
-#: Rule -> (lowest, highest) of a signal. All but `ascii` and its limit are those of Rae et al.
+#: Rule -> (lowest, highest) of a signal.
 RULES: dict[str, tuple[float, float]] = {
     "words": (50, 100_000),
     "mean_word_length": (3, 10),
