@@ -167,6 +167,15 @@ def _progress(options: commands.Progress) -> int:
     return 0
 
 
+def _book(options: commands.Book) -> int:
+    from labkit import course
+
+    for warning in course.build_book(options.out):
+        print(warning, file=sys.stderr)
+    print(f"the book is in {options.out / 'index.html'}")
+    return 0
+
+
 def _doctor(options: commands.Doctor) -> int:
     from labkit.commands import doctor
 
@@ -186,6 +195,7 @@ WORK: dict[type, Callable[[Any], int]] = {
     commands.Bench: _bench,
     commands.Lab: _lab,
     commands.Progress: _progress,
+    commands.Book: _book,
     commands.Doctor: _doctor,
 }
 

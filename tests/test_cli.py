@@ -135,6 +135,7 @@ FLAGS = {
     "bench": "json quick only",
     "lab": "folder port browser",
     "progress": "folder csv",
+    "book": "out",
     "doctor": "quick",
 }
 FLAGS = {command: names.split() for command, names in FLAGS.items()}

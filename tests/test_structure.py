@@ -114,7 +114,7 @@ def test_every_name_that_a_room_offers_is_there(stub):
 
 
 def pins(*names: str) -> dict[str, str]:
-    names = names or ("requirements.txt", "requirements-test.txt")
+    names = names or ("requirements.txt", "requirements-test.txt", "requirements-book.txt")
     lines = [line for name in names for line in (ROOT / name).read_text().splitlines()]
     rows = [line.split("==") for line in lines if "==" in line and not line.startswith("#")]
     return {canonicalize_name(name): version for name, version in rows}

@@ -449,6 +449,17 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class Book:
+    """Write the course as a web book: chapters as they were run, the package, a search.
+
+    Nothing is executed, and reading it needs neither a server nor a network: open index.html.
+    """
+
+    out: Path = Path("runs/book")
+    """Folder to write: new, empty, or an older book, which is replaced."""
+
+
+@dataclass(frozen=True)
 class Doctor:
     """Say what this machine is, what is missing and what to do."""
 
@@ -470,6 +481,7 @@ COMMANDS: dict[str, Any] = {
     "bench": Bench(),
     "lab": Lab(),
     "progress": Progress(),
+    "book": Book(),
     "doctor": Doctor(),
 }
 

@@ -1,3 +1,4 @@
+from . import book as book
 from . import chapter as chapter
 from . import editing as editing
 from . import fingerprints as fingerprints
@@ -10,6 +11,7 @@ from . import running as running
 from . import stamping as stamping
 from . import syntax as syntax
 from . import verdicts as verdicts
+from .book import build_book as build_book
 from .chapter import METRICS_MIME as METRICS_MIME
 from .chapter import Chapter as Chapter
 from .chapter import chapters as chapters

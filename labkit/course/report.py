@@ -48,7 +48,7 @@ def to_html(notebook: Path | str) -> str:
     page, _ = Page(config=config).from_notebook_node(content)
     page = re.sub(r"<script\b.*?</script>", "", page, flags=re.DOTALL)
     page = _with_alternatives(page, content)
-    return page.replace("</head>", f"<style>{_FONTS}{_FOLDED}</style></head>", 1)
+    return page.replace("</head>", f"<style>{_FONTS}{FORMULA_STYLE}{_FOLDED}</style></head>", 1)
 
 
 def _with_alternatives(page: str, notebook: Any) -> str:
@@ -91,19 +91,34 @@ def with_mathml(html: str) -> str:
     return "".join(p if i % 2 else _FORMULA.sub(_mathml, p) for i, p in enumerate(parts))
 
 
-def _mathml(found: re.Match[str]) -> str:
+def mathml(latex: str, block: bool) -> str:
+    """A formula as MathML: the report's, and the web book's.
+
+    Args:
+        latex: without its dollar signs.
+        block: whether it stands on a line of its own.
+
+    Raises:
+        Exception: whatever latex2mathml raises of LaTeX that it does not know.
+    """
     from latex2mathml.converter import convert
 
+    return convert(latex, display="block" if block else "inline")
+
+
+def _mathml(found: re.Match[str]) -> str:
     latex = found["inline"] or found["block"] or found["environment"]
     try:
-        return convert(unescape(latex), display="inline" if found["inline"] else "block")
+        return mathml(unescape(latex), block=not found["inline"])
     except Exception:  # whatever LaTeX it does not know: a reader of LaTeX can still read it
         return found[0]
 
 
-#: nbconvert leaves fenced code inside outputs in the text font; formulas look small beside text.
-_FONTS = """
-.jp-RenderedMarkdown .highlight pre { font-family: monospace; font-size: 13px }
+#: nbconvert leaves fenced code inside outputs in the text font.
+_FONTS = ".jp-RenderedMarkdown .highlight pre { font-family: monospace; font-size: 13px }"
+
+#: Formulas look small beside text; on the pages of the report and of the book.
+FORMULA_STYLE = """
 math { font-family: "Latin Modern Math", "STIX Two Math", "Cambria Math", math; font-size: 1.15em }
 math[display=block] { margin: .6em 0 }
 """
