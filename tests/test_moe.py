@@ -18,7 +18,9 @@ from labkit.models import (
     load_entropy,
     with_experts,
 )
+from labkit.models.transformer import blocks
 from labkit.objectives import Balanced, causal_lm
+from labkit.optim.optimizers import build
 from labkit.training import TrainConfig, train
 
 SHAPE = TransformerConfig.llama(
@@ -158,6 +160,16 @@ def test_the_loop_trains_it_and_counts_are_right():
     config = TrainConfig(steps=20, learning_rate=1e-2, warmup_steps=2, precision="fp32")
     train(model, Balanced(causal_lm), Batches(tokens, 8, stack, seed=0), config)
     assert float(causal_lm(model, Batches(tokens, 8, stack).micro_batches(0)[0])[0]) < first / 2
+
+
+def test_the_stack_of_layers_is_not_the_list_of_experts():
+    """Muon takes the matrices of the blocks: all of them, however many experts a layer has."""
+    model = with_experts(Transformer(SHAPE), experts=4)
+    assert list(blocks(model)) == list(model.blocks)
+    groups = build(model, learning_rate=1e-3, optimizer="muon").param_groups
+    orthogonal = {id(p) for group in groups if group["orthogonal"] for p in group["params"]}
+    matrices = {id(p) for block in model.blocks for p in block.parameters() if p.ndim == 2}
+    assert orthogonal == matrices
 
 
 def test_a_choice_out_of_range():
