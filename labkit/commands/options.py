@@ -461,10 +461,12 @@ class Book:
 
 @dataclass(frozen=True)
 class Doctor:
-    """Say what this machine is, what is missing and what to do."""
+    """Say what this machine is, what is missing and what to do; or read a run."""
 
     quick: bool = False
     """Skip the measurements of speed."""
+    run: Path | None = None
+    """A run folder to read instead, of a finished or running run: what its curves say."""
 
 
 #: Commands in the order in which `labkit --help` lists them, with their defaults.
