@@ -99,10 +99,11 @@ def quality_scores(
     from sklearn.linear_model import LogisticRegression
 
     hashed = HashingVectorizer(ngram_range=(1, 2), n_features=2**16)
-    X = hashed.transform([*trusted, *pool])
-    y_N = np.arange(X.shape[0]) < len(trusted)
-    half_N = np.random.default_rng(seed).permutation(X.shape[0]) % 2
-    scores_N = np.zeros(X.shape[0])
+    X: Any = hashed.transform([*trusted, *pool])  # sparse, (N, hashes)
+    count = len(trusted) + len(pool)
+    y_N = np.arange(count) < len(trusted)
+    half_N = np.random.default_rng(seed).permutation(count) % 2
+    scores_N = np.zeros(count)
     for half in (0, 1):
         model = LogisticRegression(C=10.0, class_weight="balanced", max_iter=300)
         model.fit(X[half_N != half], y_N[half_N != half])
