@@ -9,8 +9,10 @@ from . import conll as conll
 from . import contamination as contamination
 from . import conversations as conversations
 from . import corpora as corpora
+from . import dirty as dirty
 from . import docstrings as docstrings
 from . import files as files
+from . import filters as filters
 from . import gguf as gguf
 from . import headlines as headlines
 from . import planted as planted
@@ -42,6 +44,14 @@ from .cleaning import strip_markup as strip_markup
 from .cleaning import words as words
 from .contamination import Contained as Contained
 from .contamination import contained_passages as contained_passages
+from .dirty import Pool as Pool
+from .dirty import dirty_pool as dirty_pool
+from .filters import Judged as Judged
+from .filters import broken_rules as broken_rules
+from .filters import clusters as clusters
+from .filters import judge_filter as judge_filter
+from .filters import leaking as leaking
+from .filters import repeats as repeats
 from .planted import Planted as Planted
 from .planted import example_folder as example_folder
 from .prompting import ChoiceQuestion as ChoiceQuestion
