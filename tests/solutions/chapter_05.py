@@ -2,37 +2,57 @@
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 # --- 05.1 --------------------------------------------------------------------------------------
 
 
-def log_sum_exp(z):
-    top = z.amax(-1)
-    return top + torch.log(torch.exp(z - top[:, None]).sum(-1))
+def coin_loss(z, y):
+    return torch.logaddexp(torch.zeros_like(z), z) - y * z
 
 
-def by_torch(z):
-    return torch.logsumexp(z, -1)
+def as_numpy(z, y):
+    z, y = z.numpy(), y.numpy()
+    return np.logaddexp(0, z) - y * z
 
 
-def overflows(z):
-    return z.exp().sum(-1).log()
+def as_a_list(z, y):
+    return [(max(a, 0) + math.log1p(math.exp(-abs(a))) - b * a) for a, b in zip(z, y, strict=True)]
 
 
-def wrong_axis(z):
-    top = z.amax(0)
-    return top + (z - top).exp().sum(0).log()
+def in_single(z, y):
+    return coin_loss(z.float(), y.float())
 
 
-def forgets_the_maximum(z):
-    return (z - z.amax(-1, keepdim=True)).exp().sum(-1).log()
+def by_torch(z, y):
+    return F.binary_cross_entropy_with_logits(z, y, reduction="none")
 
 
-def one_maximum_for_all(z):
-    top = z.max()
-    return top + (z - top).exp().sum(-1).log()
+def as_it_stands(z, y):
+    p = torch.sigmoid(z)
+    return -(y * p.log() + (1 - y) * (1 - p).log())
+
+
+def overflows(z, y):
+    return torch.log(1 + z.exp()) - y * z
+
+
+def heads_only(z, y):
+    return -y * F.logsigmoid(z)
+
+
+def likelihood(z, y):
+    return y * z - torch.logaddexp(torch.zeros_like(z), z)
+
+
+def rounds(z, y):
+    return coin_loss(z, y.round())
+
+
+def mean_of_all(z, y):
+    return coin_loss(z, y).mean()
 
 
 # --- 05.2 --------------------------------------------------------------------------------------
@@ -70,113 +90,122 @@ def only_the_sum(z, t):
 # --- 05.3 --------------------------------------------------------------------------------------
 
 
-def gradient_of_logits(z, t, s):
+def gradient_with_z_loss(z, t, c):
     z = z.clone().requires_grad_()
-    return torch.autograd.grad(F.cross_entropy(z, t, label_smoothing=s), z)[0]
+    loss = F.cross_entropy(z, t) + c * z.logsumexp(-1).square().mean()
+    return torch.autograd.grad(loss, z)[0]
 
 
-def of_the_sum(z, t, s):
-    return gradient_of_logits(z, t, s) * len(z)
+def y_in_single(z, t, c):
+    """Right but for the rounding of y, which torch's promotion hides."""
+    p, y = z.softmax(-1), F.one_hot(t, z.shape[1]).float() * (1 / 3) * 3
+    return (p - y + 2 * c * z.logsumexp(-1, keepdim=True) * p) / len(z)
 
 
-def wrong_sign(z, t, s):
-    return -gradient_of_logits(z, t, s)
+def z_loss_of_the_sum(z, t, c):
+    return gradient_with_z_loss(z, t, c) * len(z)
 
 
-def ignores_smoothing(z, t, s):
-    return gradient_of_logits(z, t, 0.0)
+def wrong_sign(z, t, c):
+    return -gradient_with_z_loss(z, t, c)
 
 
-def smooths_the_others_only(z, t, s):
-    y = F.one_hot(t, z.shape[1]).double()
-    return (z.softmax(-1) - (1 - s) * y - s / (z.shape[1] - 1) * (1 - y)) / len(z)
+def no_z_loss(z, t, c):
+    return gradient_with_z_loss(z, t, 0.0)
+
+
+def half_the_square(z, t, c):
+    return gradient_with_z_loss(z, t, c / 2)
+
+
+def no_inner_derivative(z, t, c):
+    return gradient_with_z_loss(z, t, 0.0) + 2 * c * z.logsumexp(-1, keepdim=True) / len(z)
 
 
 # --- 05.4 --------------------------------------------------------------------------------------
 
 
-def linear_backward(h, w, dz):
-    return torch.einsum("nf,nv->fv", h, dz), dz.sum(0), torch.einsum("nv,fv->nf", dz, w)
+def factors(counts):
+    total = sum(counts)
+    return np.array(counts) / total if total else np.zeros(len(counts))
 
 
-def mean_for_b(h, w, dz):
-    return h.T @ dz, dz.mean(0), dz @ w.T
+def as_a_tensor(counts):
+    return torch.tensor(counts, dtype=torch.float64) / max(1, sum(counts))
 
 
-def transposed_w(h, w, dz):
-    return dz.T @ h, dz.sum(0), dz @ w.T
+def all_alike(counts):
+    return [1 / len(counts)] * len(counts)
 
 
-def divides_twice(h, w, dz):
-    return h.T @ dz / len(h), dz.sum(0), dz @ w.T
+def the_counts(counts):
+    return counts
 
 
-def forgets_to_transpose(h, w, dz):
-    return h.T @ dz, dz.sum(0), dz @ w
+def undoes_twice(counts):
+    return [1 / n if n else 0.0 for n in counts]
+
+
+def nothing_undone(counts):
+    return [1 / max(1, sum(counts)) if n else 0.0 for n in counts]
+
+
+def nan_when_empty(counts):
+    return torch.tensor(counts, dtype=torch.float64) / sum(counts)
 
 
 # --- 05.5 --------------------------------------------------------------------------------------
 
 
-def update_loss(micro_batches):
-    logits = torch.cat([z for z, _ in micro_batches])
-    return F.cross_entropy(logits, torch.cat([t for _, t in micro_batches]))
+def pull_on_temperature(z, t, T):
+    T = torch.tensor(float(T), dtype=z.dtype, requires_grad=True)
+    return torch.autograd.grad(F.cross_entropy(z / T, t), T)[0].item()
 
 
-def mean_of_means(micro_batches):
-    return torch.stack([F.cross_entropy(z, t) for z, t in micro_batches]).mean()
+def at_temperature_one(z, t, T):
+    expected = (z.softmax(-1) * z).sum(-1)
+    return (z.gather(1, t[:, None])[:, 0] - expected).mean() / T**2
 
 
-def over_all_positions(micro_batches):
-    total = sum(F.cross_entropy(z, t, reduction="sum") for z, t in micro_batches)
-    return total / sum(len(t) for _, t in micro_batches)
+def no_square(z, t, T):
+    return pull_on_temperature(z, t, T) * T
 
 
-def not_divided(micro_batches):
-    return sum(F.cross_entropy(z, t, reduction="sum") for z, t in micro_batches)
+def not_scaled(z, t, T):
+    return pull_on_temperature(z, t, T) * T**2
 
 
-def nan_on_empty(micro_batches):
-    counts = [(t != -100).sum() for _, t in micro_batches]
-    means = [F.cross_entropy(z, t) for z, t in micro_batches]
-    return sum(c * m for c, m in zip(counts, means, strict=True)) / sum(counts)
+def upside_down(z, t, T):
+    return -pull_on_temperature(z, t, T)
 
 
-# --- 05.6 --------------------------------------------------------------------------------------
-
-
-def bits_per_byte(nats, tokens, text):
-    return nats * tokens / math.log(2) / len(text.encode())
-
-
-def per_character(nats, tokens, text):
-    return nats * tokens / math.log(2) / len(text)
-
-
-def still_nats(nats, tokens, text):
-    return nats * tokens / len(text.encode())
-
-
-def per_token(nats, tokens, text):
-    return nats / math.log(2)
+def true_logit_only(z, t, T):
+    return z.gather(1, t[:, None]).mean() / T**2
 
 
 SOLUTIONS = {
-    "05.1": log_sum_exp,
+    "05.1": coin_loss,
     "05.2": loss_sum_and_count,
-    "05.3": gradient_of_logits,
-    "05.4": linear_backward,
-    "05.5": update_loss,
-    "05.6": bits_per_byte,
+    "05.3": gradient_with_z_loss,
+    "05.4": factors,
+    "05.5": pull_on_temperature,
+}
+
+ALSO_RIGHT = {
+    "05.1": [as_numpy, as_a_list, in_single],
+    "05.3": [y_in_single],
+    "05.4": [as_a_tensor],
 }
 
 WRONG = {
     "05.1": [
-        (by_torch, "torch.logsumexp made them"),
-        (overflows, "Subtract the largest logit"),
-        (wrong_axis, "wrong axis"),
-        (forgets_the_maximum, "add it back"),
-        (one_maximum_for_all, "largest logit of each row, not the largest of the whole tensor"),
+        (by_torch, "torch's binary cross-entropy made them"),
+        (as_it_stands, "is not finite"),
+        (overflows, "is not finite"),
+        (heads_only, "heads alone"),
+        (likelihood, "opposite sign"),
+        (rounds, "y rounded"),
+        (mean_of_all, "one loss for each logit"),
     ],
     "05.2": [
         (returns_a_mean, "The sum is a mean"),
@@ -187,26 +216,24 @@ WRONG = {
         (only_the_sum, "Return a pair"),
     ],
     "05.3": [
-        (of_the_sum, "the mean divides by N"),
+        (z_loss_of_the_sum, "the mean divides by N"),
         (wrong_sign, "opposite sign"),
-        (ignores_smoothing, "without the smoothing"),
-        (smooths_the_others_only, "smoothed over the other classes only"),
+        (no_z_loss, "without the z-loss"),
+        (half_the_square, "factor 2"),
+        (no_inner_derivative, "inner derivative"),
     ],
     "05.4": [
-        (mean_for_b, "so their gradients add"),
-        (transposed_w, "the gradient of W has the shape of W"),
-        (divides_twice, "divided by N once more"),
-        (forgets_to_transpose, "mat1 and mat2 shapes cannot be multiplied"),
+        (all_alike, "mean of the means"),
+        (the_counts, "gradient of the sum"),
+        (undoes_twice, "one over the count"),
+        (nothing_undone, "one over all valid targets"),
+        (nan_when_empty, "Without any valid target"),
     ],
     "05.5": [
-        (mean_of_means, "mean of the means"),
-        (over_all_positions, "divided by all positions"),
-        (not_divided, "divide once by the number of valid targets"),
-        (nan_on_empty, "sum first, divide at the end"),
-    ],
-    "05.6": [
-        (per_character, "three bytes each"),
-        (still_nats, "divide by ln 2"),
-        (per_token, "bits per token"),
+        (at_temperature_one, "temperature 1"),
+        (no_square, "factor 1 / T"),
+        (not_scaled, "without 1 / T²"),
+        (upside_down, "opposite sign"),
+        (true_logit_only, "true logit alone"),
     ],
 }

@@ -43,13 +43,6 @@ def zero_for_nothing(ids, chosen, fate, others, mask_id):
     return inputs, labels.clamp(min=0)
 
 
-def in_berts_order(ids, chosen, fate, others, mask_id):
-    inputs, labels = apply_masks(ids, chosen, fate, others, mask_id)
-    kept = torch.where(fate < 0.9, others, ids[chosen])
-    inputs[chosen] = torch.where(fate < 0.8, torch.full_like(others, mask_id), kept)
-    return inputs, labels
-
-
 # --- 07.2 --------------------------------------------------------------------------------------
 
 
@@ -148,11 +141,6 @@ def no_temperature(a, b, temperature):
     return info_nce(a, b, 1.0)
 
 
-def both_directions(a, b, temperature):
-    both = info_nce(a, b, temperature)[0] + info_nce(b, a, temperature)[0]
-    return both / 2, len(a)
-
-
 def without_the_partner(a, b, temperature):
     scores = F.cosine_similarity(a[:, None], b[None], dim=-1) / temperature
     others = scores - torch.diag(torch.full((len(a),), torch.inf))
@@ -193,7 +181,6 @@ SOLUTIONS = {
 
 WRONG = {
     "07.1": [
-        (in_berts_order, "in BERT's order"),
         (always_hides, "hidden at every chosen place"),
         (asks_for_everything, "asking for every token"),
         (does_not_ask_the_kept, "they are asked, too"),
@@ -215,7 +202,6 @@ WRONG = {
         (takes_the_mean, "The sum is a mean"),
         (dot_products, "divide each vector by its length"),
         (wrong_axis, "over the wrong axis"),
-        (both_directions, "both directions"),
         (no_temperature, "without the temperature"),
         (without_the_partner, "missing the partner"),
     ],

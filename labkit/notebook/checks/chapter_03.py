@@ -10,46 +10,66 @@ from torch import Tensor
 from labkit.notebook.exercises import Fresh, Watched, compare, exercise, require
 
 
-@exercise("03.1", title="Attention weights")
-def attention_weights(attempt: Callable[..., Any], fresh: Fresh) -> str:
-    for T, S, K in ((3, 5, 16), (6, 4, 9)):
-        q, k = fresh.normal(T, K, scale=1.5), fresh.normal(S, K, scale=1.5)
-        scores = q @ k.T
+@exercise("03.1", title="Far is worth less")
+def alibi_weights(attempt: Callable[..., Any], fresh: Fresh) -> str:
+    for T, K, slope in ((5, 16, 0.5), (7, 9, 0.25)):
+        q, k = fresh.normal(T, K, scale=1.5), fresh.normal(T, K, scale=1.5)
+        place = torch.arange(T)
+        far = (place[:, None] - place).double()
+        past, raw = far >= 0, q @ k.T
+
+        def weights(
+            scores: Tensor, seen: Tensor = past, axis: int = -1, lowest: float = -math.inf
+        ) -> Tensor:
+            return scores.masked_fill(~seen, lowest).softmax(axis)
+
+        scaled = raw / math.sqrt(K)
+        everything = torch.ones_like(past)
         compare(
-            attempt(q, k),
-            (scores / math.sqrt(K)).softmax(-1),
+            attempt(q, k, slope),
+            weights(scaled - slope * far),
             {
-                "not scaled: divide the scores by the square root of the head width": (
-                    scores.softmax(-1)
+                "made without the slope: a far token must be worth less": weights(scaled),
+                "favouring the far past: subtract the distance, do not add it": (
+                    weights(scaled + slope * far)
                 ),
-                "scaled by K instead of the square root of K": (scores / K).softmax(-1),
-                "scaled by the number of tokens; the scale is the head width's": (
-                    (scores / math.sqrt(S)).softmax(-1)
+                "made with the distance before the scale: 1/sqrt(K) belongs to q k alone": (
+                    weights((raw - slope * far) / math.sqrt(K))
                 ),
-                "normalised over the wrong axis: each column sums to 1, not each row": (
-                    (scores / math.sqrt(K)).softmax(-2)
+                "not scaled: divide q k by the square root of the head width": (
+                    weights(raw - slope * far)
                 ),
-                "transposed: rows belong to the queries, columns to the keys": (
-                    (scores / math.sqrt(K)).softmax(-1).T
+                "open to the future: query t sees keys up to t": (
+                    weights(scaled - slope * far, everything)
                 ),
-                "only the scores: the softmax is missing": scores / math.sqrt(K),
-                "softmax first and scaled afterwards, so rows do not sum to 1": (
-                    scores.softmax(-1) / math.sqrt(K)
+                "open to the future: a distance of either sign hides nothing": (
+                    weights(scaled - slope * far.abs(), everything)
+                ),
+                "closed to the token itself: its distance is 0, and it may be read": (
+                    weights(scaled - slope * far, far > 0)
+                ),
+                "made with the slope on the weights: it belongs to the scores": (
+                    weights(scaled) - slope * far * past
+                ),
+                "normalised over the wrong axis: each row is a distribution over the keys": (
+                    weights(scaled - slope * far, axis=-2)
                 ),
             },
             what="Your matrix",
         )
-    return "Right: one row for each query, and every row is a distribution over the keys."
+    return "Right: the scores alone tell how far, and no position was added to any vector."
 
 
-@exercise("03.2", title="Who may see whom")
-def visible(attempt: Callable[..., Any], fresh: Fresh) -> str:
-    for T in (5, 8):
+@exercise("03.2", title="A window on the past")
+def window_mask(attempt: Callable[..., Any], fresh: Fresh) -> str:
+    for T, window in ((6, 3), (9, 4), (5, 1)):
         real = torch.ones(T, dtype=torch.int64)
         real[torch.tensor([1, T - 1])] = 0
-        causal = torch.ones(T, T, dtype=torch.bool).tril()
+        place = torch.arange(T)
+        back = place[:, None] - place
+        past, near = back >= 0, (back >= 0) & (back < window)
         keys, queries = real.bool()[None, :], real.bool()[:, None]
-        answer = attempt(real)
+        answer = attempt(real, window)
         if isinstance(answer, Tensor) and answer.shape == (T, T):
             require(
                 answer.dtype == torch.bool,
@@ -57,123 +77,138 @@ def visible(attempt: Callable[..., Any], fresh: Fresh) -> str:
             )
         compare(
             answer,
-            causal & keys,
+            near & keys,
             {
-                "the causal mask alone: padding keys must be hidden, too": causal,
-                "the padding mask alone: the future must be hidden, too": keys.expand(T, T),
-                "the wrong way round: True means may attend": ~(causal & keys),
-                "open to the future: use the lower triangle, s <= t": causal.T & keys,
-                "closed to the token itself: the diagonal belongs to the past": (
-                    causal.tril(-1) & keys
+                "the window alone: padding keys must be hidden, too": near,
+                "causal without a window: the far past must be hidden, too": past & keys,
+                "one token too wide: a window of 1 sees the token alone": (
+                    past & (back <= window) & keys
                 ),
+                "one token too narrow: the token itself belongs to the window": (
+                    past & (back < window - 1) & keys
+                ),
+                "the window before the token, without the token itself": (
+                    (back > 0) & (back <= window) & keys
+                ),
+                "open to the future: the window looks back only": (back.abs() < window) & keys,
+                "a window on the future: turn it round": (back <= 0) & (back > -window) & keys,
+                "the wrong way round: True means may attend": ~(near & keys),
                 "hiding the rows of padding queries instead of the columns of padding keys": (
-                    causal & queries
+                    near & queries
                 ),
-                "an or of the two conditions: both must hold": causal | keys,
                 "hiding rows and columns: padding queries have no need of an empty row": (
-                    causal & keys & queries
+                    near & keys & queries
                 ),
             },
             what="Your mask",
         )
-    return "Right: a key must be past or present, and real."
+    return "Right: with L layers of it, what was said up to L (window - 1) tokens ago can arrive."
 
 
-@exercise("03.3", title="Backward through the softmax")
-def softmax_backward(attempt: Callable[..., Any], fresh: Fresh) -> str:
-    for shape in ((3, 5), (2, 4, 6)):
-        weights, upstream = fresh.probabilities(*shape), fresh.normal(*shape)
-        mean = (weights * upstream).sum(-1, keepdim=True)
-        over_rows = (weights * upstream).sum(-2, keepdim=True)
+@exercise("03.3", title="Backward through a cap")
+def capped_backward(attempt: Callable[..., Any], fresh: Fresh) -> str:
+    for T, S, cap in ((3, 5, 2.0), (4, 4, 5.0)):
+        scores, upstream = fresh.normal(T, S, scale=3.0), fresh.normal(T, S)
+        bent = torch.tanh(scores / cap)
+        weights, slope = (cap * bent).softmax(-1), 1 - bent.square()
+
+        def through(w: Tensor, g: Tensor = upstream) -> Tensor:
+            return w * (g - (w * g).sum(-1, keepdim=True))
+
         compare(
-            attempt(weights, upstream),
-            weights * (upstream - mean),
+            attempt(scores, cap, upstream),
+            through(weights) * slope,
             {
-                "only the diagonal of the Jacobian: the other weights of the row move, too": (
-                    weights * (1 - weights) * upstream
+                "without the slope of the cap: a capped score moves less": through(weights),
+                "made with the weights of the scores before the cap": (
+                    through(scores.softmax(-1)) * slope
                 ),
-                "without the subtracted mean: a softmax is not an exponential": weights * upstream,
-                "summed over the wrong axis: each query's row is a softmax of its own": (
-                    weights * (upstream - over_rows)
+                "without the cap altogether": through(scores.softmax(-1)),
+                "divided by the cap: its factor c and the 1 / c inside cancel": (
+                    through(weights) * slope / cap
                 ),
-                "summed over the whole tensor: each row is a softmax of its own": (
-                    weights * (upstream - (weights * upstream).sum())
+                "multiplied by the cap: its factor c and the 1 / c inside cancel": (
+                    through(weights) * slope * cap
                 ),
-                "off by the plain mean: weigh the mean of the upstream gradient by the weights": (
-                    weights * (upstream - upstream.mean(-1, keepdim=True))
+                "made with weights of tanh(scores / cap), without the factor cap": (
+                    through(bent.softmax(-1)) * slope
                 ),
-                "of the wrong sign": weights * (mean - upstream),
-                "missing the factor of the weights": upstream - mean,
+                "made with the slope at the scores themselves: tanh is taken of scores / cap": (
+                    through(weights) * (1 - torch.tanh(scores).square())
+                ),
+                "made with the slope at the capped scores: take it at scores / cap": (
+                    through(weights) * (1 - (cap * bent).square())
+                ),
+                "only the diagonal of the softmax's Jacobian: the other weights move, too": (
+                    weights * (1 - weights) * upstream * slope
+                ),
+                "without the subtracted mean: a softmax is not an exponential": (
+                    weights * upstream * slope
+                ),
+                "capped first: the softmax comes last, so it is the first to go backwards": (
+                    through(weights, upstream * slope)
+                ),
             },
             what="Your gradient",
         )
-    return "Right. The short form, w (d - sum of w d), builds no Jacobian of S x S numbers."
+    return "Right: where the cap is nearly reached, no gradient comes back."
 
 
-@exercise("03.4", title="Backward through attention")
-def attention_backward(attempt: Callable[..., Any], fresh: Fresh) -> str:
-    for T, S, K in ((4, 6, 5), (7, 3, 8)):
-        q, k, v, d_out = (fresh.normal(n, K) for n in (T, S, S, T))
-        scale = K**-0.5
-        w = (q @ k.T * scale).softmax(-1)
-        dw = d_out @ v.T
-        ds = w * (dw - (w * dw).sum(-1, keepdim=True))
-        right = (ds @ k * scale, ds.T @ q * scale, w.T @ d_out)
-        diagonal = w * (1 - w) * dw
-        answer = attempt(q, k, v, d_out)
-        if isinstance(answer, (tuple, list)) and len(answer) == 3:
-            mistakes = (
-                {
-                    "missing the scale 1/sqrt(K)": ds @ k,
-                    "scaled twice": ds @ k * scale**2,
-                    "from the diagonal of the softmax's Jacobian only": diagonal @ k * scale,
-                    "without the softmax's backward pass": dw @ k * scale,
-                    "the gradient of k: the order is dq, dk, dv": right[1],
-                },
-                {
-                    "missing the scale 1/sqrt(K)": ds.T @ q,
-                    "scaled twice": ds.T @ q * scale**2,
-                    "from the diagonal of the softmax's Jacobian only": diagonal.T @ q * scale,
-                    "without the softmax's backward pass": dw.T @ q * scale,
-                    "the gradient of q: the order is dq, dk, dv": right[0],
-                },
-                {
-                    "built from the gradient of the weights: dv needs the weights": dw.T @ d_out,
-                    "built from the gradient of the scores: dv needs the weights": ds.T @ d_out,
-                },
-            )
-            names = ("dq", "dk", "dv")
-            for name, got, expected, known in zip(names, answer, right, mistakes, strict=True):
-                compare(got, expected, known, what=f"Your {name}")
-        compare(answer, right, what="The result")
-    return "Right: the four products backwards, and the softmax between them."
+@exercise("03.4", title="Attention without pairs")
+def linear_attention(attempt: Callable[..., Any], fresh: Fresh) -> str:
+    def positive(x: Tensor) -> Tensor:
+        return torch.where(x > 0, x + 1, x.exp())
 
+    for T, K in ((6, 4), (5, 5)):
+        q, k, v = fresh.normal(T, K), fresh.normal(T, K), fresh.normal(T, K)
+        past = torch.ones(T, T, dtype=q.dtype).tril()
+        strength = positive(q) @ positive(k).T
 
-@exercise("03.5", title="Split into heads")
-def split_heads(attempt: Callable[..., Any], fresh: Fresh) -> str:
-    for T, H, K in ((5, 3, 4), (6, 2, 5)):
-        x = fresh.normal(T, H * K)
+        def mixed(shares: Tensor, v: Tensor = v) -> Tensor:
+            return shares / shares.sum(-1, keepdim=True) @ v
+
+        exponential = (q @ k.T).masked_fill(past == 0, -math.inf)
         compare(
-            attempt(x, H),
-            x.view(T, H, K).transpose(0, 1),
+            attempt(q, k, v),
+            mixed(strength * past),
             {
-                "mixing tokens: view(H, T, K) cuts the memory anew; split D, then move the axes": (
-                    x.reshape(H, T, K)
+                "not divided: the shares must sum to one": (strength * past) @ v,
+                "divided by the number of tokens: divide by q · z, the sum of their strengths": (
+                    (strength * past) @ v / past.sum(-1, keepdim=True)
                 ),
-                "interleaved: head h owns the K dimensions h*K ... (h+1)*K - 1 side by side": (
-                    x.view(T, K, H).permute(2, 0, 1)
+                "made with all tokens: position t reads those up to t": mixed(strength),
+                "without the token itself: the sums include position t": (
+                    mixed(strength * past.tril(-1))
                 ),
-                "of shape (T, H, K): the heads come first, so that each is a matrix of its own": (
-                    x.view(T, H, K)
+                "made without φ on the queries and keys": mixed((q @ k.T) * past),
+                "made without φ on the queries": mixed((q @ positive(k).T) * past),
+                "made without φ on the keys": mixed((positive(q) @ k.T) * past),
+                "made with φ(x) = elu(x): add 1, or strengths may be negative": (
+                    mixed(((positive(q) - 1) @ (positive(k) - 1).T) * past)
                 ),
-                "of shape (H, K, T): tokens are rows": x.view(T, H, K).permute(1, 2, 0),
+                "that of the softmax: replace exp(q · k) by φ(q) · φ(k)": (
+                    exponential.softmax(-1) @ v
+                ),
+                "that of the softmax: replace exp(q · k / √K) by φ(q) · φ(k)": (
+                    (exponential / math.sqrt(K)).softmax(-1) @ v
+                ),
             },
-            what="Your tensor",
+            what="Your output",
         )
-    return "Right: nothing is computed, D is only read as H x K."
+    T = 24
+    q, k, v = fresh.normal(T, 3), fresh.normal(T, 3), fresh.normal(T, 3)
+    with Watched() as seen:
+        attempt(q, k, v)
+    pairs = [tuple(it.shape) for it in seen.made if list(it.shape).count(T) > 1]
+    require(
+        not pairs,
+        f"The output is right, but your code held {pairs[0] if pairs else ''} numbers, one for "
+        "each pair of tokens: carry the two running sums instead.",
+    )
+    return "Right: T steps, and a memory that does not grow with the text."
 
 
-@exercise("03.6", title="Softmax in one pass over blocks")
+@exercise("03.5", title="Softmax in one pass over blocks")
 def streamed_attention(attempt: Callable[..., Any], fresh: Fresh) -> str:
     T, S, K = 3, 10, 4
     q, k, v = fresh.normal(T, K, scale=2.0), fresh.normal(S, K, scale=2.0), fresh.normal(S, K)

@@ -5,52 +5,49 @@ import math
 import torch
 import torch.nn.functional as F
 
-from labkit.notebook.exercises import Fresh, Watched, Wrong, compare, exercise, require
+from labkit.notebook.exercises import Fresh, Watched, compare, exercise, require
 
 
-@exercise("05.1", title="log-sum-exp")
-def log_sum_exp(attempt, fresh: Fresh) -> None:
-    logits_NV = fresh.normal(4, 7)
+@exercise("05.1", title="A coin, from its logit")
+def coin_loss(attempt, fresh: Fresh) -> None:
+    z_N, y_N = fresh.normal(8, scale=2.0), fresh.uniform(8)
+    y_N[0], y_N[1] = 0.0, 1.0
+
+    def loss(z, y):
+        return z.clamp(min=0) + torch.log1p(torch.exp(-z.abs())) - y * z
+
+    heads = -y_N * F.logsigmoid(z_N)
     compare(
-        attempt(logits_NV),
-        torch.logsumexp(logits_NV, -1),
+        attempt(z_N, y_N),
+        loss(z_N, y_N),
         {
-            "summed over the wrong axis: give one number per row": torch.logsumexp(logits_NV, 0),
-            "not a logarithm yet: take the log of the sum": logits_NV.exp().sum(-1),
-            "missing the maximum that you subtracted: add it back": (
-                torch.logsumexp(logits_NV, -1) - logits_NV.max(-1).values
-            ),
-            "the sum of the log of each exponential: the log comes after the sum": (
-                logits_NV.sum(-1)
-            ),
+            "of the opposite sign: the loss is minus the log-likelihood": -loss(z_N, y_N),
+            "that of heads alone: tails count too, with 1 - y": heads,
+            "that of y and 1 - y exchanged: y is the share of heads": loss(z_N, 1 - y_N),
+            "that of y rounded: y may be any number from 0 to 1": loss(z_N, y_N.round()),
+            "a mean: give one loss for each logit": loss(z_N, y_N).mean(),
+            "a sum: give one loss for each logit": loss(z_N, y_N).sum(),
         },
+        tolerance=1e-6,
     )
     with Watched() as seen:
-        attempt(logits_NV)
+        attempt(z_N, y_N)
     require(
-        not any("logsumexp" in name for name in seen.operations),
-        "The values are right, but torch.logsumexp made them: write the sum and its logarithm.",
+        not any("binary_cross_entropy" in name for name in seen.operations),
+        "The values are right, but torch's binary cross-entropy made them: write the formula.",
     )
-    for size, kind in ((1e4, "overflows: exp"), (-1e4, "underflows: log of 0")):
-        large_NV = fresh.normal(3, 5) + size
-        got = attempt(large_NV)
-        if isinstance(got, torch.Tensor) and not torch.isfinite(got).all():
-            raise Wrong(
-                f"With logits near {size:.0e} it {kind} leaves the range of a float. Subtract the "
-                "largest logit of each row before exp, and add it back after log."
-            )
-        compare(got, torch.logsumexp(large_NV, -1), what=f"The result near {size:.0e}")
-    apart_NV = torch.tensor([[1000.0, 0.0], [-1000.0, 0.0]], dtype=torch.float64)
-    got = attempt(apart_NV)
-    require(
-        torch.isfinite(got).all(),
-        "Two rows with logits (1000, 0) and (-1000, 0) give an infinite value: subtract the "
-        "largest logit of each row, not the largest of the whole tensor or the mean.",
-    )
-    compare(got, torch.logsumexp(apart_NV, -1), what="The result for rows far apart")
+    for size in (1e4, -1e4):
+        far_N, share_N = torch.full((3,), size, dtype=torch.float64), torch.tensor([0.0, 0.3, 1.0])
+        got = torch.as_tensor(attempt(far_N, share_N.double()))
+        require(
+            torch.isfinite(got).all(),
+            f"At a logit of {size:.0f} the loss is not finite: exp overflows, or the log of a "
+            "probability that is rounded to 0. Take the larger of 0 and z out of the log-sum-exp.",
+        )
+        compare(got, loss(far_N, share_N.double()), what=f"The loss at {size:.0f}", tolerance=1e-6)
 
 
-@exercise("05.2", title="loss as sum and count")
+@exercise("05.2", title="Sum and count")
 def loss_sum_and_count(attempt, fresh: Fresh) -> None:
     logits_NV = fresh.normal(9, 6)
     targets_N = fresh.integers(0, 6, 9)
@@ -100,129 +97,121 @@ def loss_sum_and_count(attempt, fresh: Fresh) -> None:
     compare(got[0], 6000.0, what="The sum for logits (0, 2000, 0, 0)")
 
 
-@exercise("05.3", title="the gradient p - y")
-def gradient_of_logits(attempt, fresh: Fresh) -> None:
+@exercise("05.3", title="Logits that do not drift")
+def gradient_with_z_loss(attempt, fresh: Fresh) -> None:
     logits_NV, targets_N = fresh.normal(6, 5), fresh.integers(0, 5, 6)
-    one_hot = F.one_hot(targets_N, 5).double()
-    p_NV = logits_NV.softmax(-1)
-    for s in (0.0, 0.2):
-        soft = (1 - s) * one_hot + s / 5
-        others = (1 - s) * one_hot + s / 4 * (1 - one_hot)
+    y_NV = F.one_hot(targets_N, 5).double()
+    p_NV, lse_N1 = logits_NV.softmax(-1), logits_NV.logsumexp(-1, keepdim=True)
+    for c in (0.0, 0.3):
+        right = (p_NV - y_NV + 2 * c * lse_N1 * p_NV) / 6
         compare(
-            attempt(logits_NV, targets_N, s),
-            (p_NV - soft) / 6,
-            {
-                "the gradient of the sum: the mean divides by N": p_NV - soft,
-                "of the opposite sign: y - p points downhill, the gradient uphill": (
-                    (soft - p_NV) / 6
-                ),
-                "p alone: subtract the target": p_NV / 6,
-                "divided by the number of entries: the mean is over the N examples only": (
-                    (p_NV - soft) / 30
-                ),
-                "without the smoothing: the target is (1 - s) y + s / V": (p_NV - one_hot) / 6,
-                "smoothed over the other classes only: s / V goes to the true one too": (
-                    (p_NV - others) / 6
-                ),
-                "multiplied by p (1 - p), as for a squared error: under cross-entropy that factor "
-                "cancels": ((p_NV - soft) * p_NV * (1 - p_NV) / 6),
-            },
-            what=f"The gradient at s = {s}",
-        )
-
-
-@exercise("05.4", title="backward through a linear layer")
-def linear_backward(attempt, fresh: Fresh) -> None:
-    for n, f, v in ((6, 4, 3), (5, 5, 5)):
-        h_NF, w_FV, dz_NV = fresh.normal(n, f), fresh.normal(f, v), fresh.normal(n, v)
-        got = attempt(h_NF, w_FV, dz_NV)
-        require(
-            isinstance(got, (tuple, list)) and len(got) == 3,
-            "Return three tensors: the gradients of W, b and h.",
-        )
-        right = h_NF.T @ dz_NV
-        compare(
-            got[0],
+            attempt(logits_NV, targets_N, c),
             right,
             {
-                "divided by N once more: dz already holds the 1/N of the mean": right / n,
-                "transposed: the gradient of W has the shape of W": right.T,
-                **({"not transposed: use h transposed": h_NF @ dz_NV} if n == f else {}),
-            },
-            what="The gradient of W",
-        )
-        compare(
-            got[1],
-            dz_NV.sum(0),
-            {
-                "a mean over the examples: all N of them use the same b, so their gradients add": (
-                    dz_NV.mean(0)
+                "the gradient of the sum: the mean divides by N": 6 * right,
+                "of the opposite sign: the gradient points uphill": -right,
+                "without the target: subtract y": (p_NV + 2 * c * lse_N1 * p_NV) / 6,
+                "without the z-loss": (p_NV - y_NV) / 6,
+                "short of a factor 2 in the z-loss: the derivative of a square": (
+                    (p_NV - y_NV + c * lse_N1 * p_NV) / 6
                 ),
-                "summed over the classes: b has one entry per class": dz_NV.sum(1),
-                "not summed: every example uses the same b, so their gradients add": dz_NV,
+                "without the inner derivative: that of logsumexp is p, entry by entry": (
+                    (p_NV - y_NV + 2 * c * lse_N1) / 6
+                ),
+                "adding the z-loss to the true class only: all logits are in the logsumexp": (
+                    (p_NV - y_NV + 2 * c * lse_N1 * y_NV) / 6
+                ),
+                "adding the z-loss itself: its derivative is asked for": (
+                    (p_NV - y_NV + c * lse_N1**2) / 6
+                ),
+                "with a z-loss that is not divided by N: the mean is of both": (
+                    (p_NV - y_NV) / 6 + 2 * c * lse_N1 * p_NV
+                ),
             },
-            what="The gradient of b",
-        )
-        compare(
-            got[2],
-            dz_NV @ w_FV.T,
-            {**({"missing a transpose: multiply by W transposed": dz_NV @ w_FV} if f == v else {})},
-            what="The gradient of h",
+            what=f"The gradient at c = {c}",
+            tolerance=1e-6,
         )
 
 
-@exercise("05.5", title="the right denominator")
-def update_loss(attempt, fresh: Fresh) -> None:
-    micro = []
-    for n, masked in ((4, 3), (12, 2), (7, 0)):
-        targets_N = fresh.integers(0, 5, n)
-        targets_N[fresh.permutation(n)[:masked]] = -100
-        micro.append((fresh.normal(n, 5), targets_N))
-    sums = [F.cross_entropy(z, t, reduction="sum") for z, t in micro]
-    counts = [int((t != -100).sum()) for _, t in micro]
-    total = torch.stack(sums).sum()
-    compare(
-        attempt(micro),
-        total / sum(counts),
-        {
-            "the mean of the means: tokens in short micro-batches weigh more than in long ones": (
-                torch.stack([s / c for s, c in zip(sums, counts, strict=True)]).mean()
-            ),
-            "divided by all positions: masked targets are not in the sum, so not in the count": (
-                total / 23
-            ),
-            "divided by the number of micro-batches": total / 3,
-            "the sum: divide once by the number of valid targets": total,
-        },
-        what="The loss of the update",
-    )
-    empty = (fresh.normal(3, 5), torch.full((3,), -100))
-    got = attempt([*micro, empty])
+@exercise("05.4", title="A loop that divides too early")
+def factors(attempt, fresh: Fresh) -> None:
+    counts = [fresh.integer(2, 9), fresh.integer(10, 30), fresh.integer(31, 60), 0]
+    total = sum(counts)
+    got = attempt(counts)
+    if isinstance(got, torch.Tensor):
+        got = got.tolist()
     require(
-        math.isfinite(float(got)),
-        "A micro-batch without valid targets makes the whole loss NaN: sum first, divide at the "
-        "end.",
+        hasattr(got, "__len__") and len(got) == len(counts),
+        "Return one factor for each micro-batch.",
     )
-    compare(got, total / sum(counts), what="The loss with an empty micro-batch added")
-
-
-@exercise("05.6", title="bits per byte")
-def bits_per_byte(attempt, fresh: Fresh) -> None:
-    text = "语言模型 costs bits: " * fresh.integer(2, 6)
-    nats, tokens = float(fresh.uniform(1, low=1.0, high=4.0)), fresh.integer(20, 30)
-    size = len(text.encode())
+    require(
+        all(math.isfinite(float(factor)) for factor in got),
+        "A factor is not finite: a micro-batch without a valid target gets 0.",
+    )
     compare(
-        attempt(nats, tokens, text),
-        nats * tokens / math.log(2) / size,
+        [float(factor) for factor in got],
+        [count / total for count in counts],
         {
-            "in nats: divide by ln 2 to get bits": nats * tokens / size,
-            "per character: Chinese characters take three bytes each in UTF-8": (
-                nats * tokens / math.log(2) / len(text)
-            ),
-            "multiplied by ln 2: one nat is more than one bit, so divide": (
-                nats * tokens * math.log(2) / size
-            ),
-            "bits per token: multiply by the tokens, divide by the bytes": nats / math.log(2),
-            "missing the number of tokens: the loss is per token": nats / math.log(2) / size,
+            "the mean of the means: targets in short micro-batches weigh more than in long ones": [
+                1 / 4
+            ]
+            * 4,
+            "the mean of the means over those that are not empty: weigh them by their counts": [
+                1 / 3 * (count > 0) for count in counts
+            ],
+            "the counts: that is the gradient of the sum, divide by all valid targets": [
+                float(count) for count in counts
+            ],
+            "divided by the number of micro-batches: divide by the number of valid targets": [
+                count / 4 for count in counts
+            ],
+            "one over the count: the mean has divided by it already, undo that": [
+                1 / count if count else 0.0 for count in counts
+            ],
+            "one over all valid targets: the mean has divided by its own count, undo that": [
+                1 / total if count else 0.0 for count in counts
+            ],
+            "relative to the largest: they must add up to 1": [
+                count / max(counts) for count in counts
+            ],
         },
+        what="The list of factors",
     )
+    empty = attempt([0, 0])
+    empty = [float(factor) for factor in empty]
+    require(
+        empty == [0.0, 0.0],
+        f"Without any valid target all factors are 0, not {empty}: a gradient of 0 / 0 would be "
+        "NaN in every weight.",
+    )
+
+
+@exercise("05.5", title="The pull on the temperature")
+def pull_on_temperature(attempt, fresh: Fresh) -> None:
+    logits_NV, targets_N = fresh.normal(7, 5, scale=2.0), fresh.integers(0, 5, 7)
+    true_N = logits_NV.gather(1, targets_N[:, None])[:, 0]
+    for T in (2.5, 0.6):
+        p_NV = (logits_NV / T).softmax(-1)
+        pulls_N = (true_N - (p_NV * logits_NV).sum(-1)) / T**2
+        cold_N = (true_N - (logits_NV.softmax(-1) * logits_NV).sum(-1)) / T**2
+        compare(
+            attempt(logits_NV, targets_N, T),
+            pulls_N.mean(),
+            {
+                "of the opposite sign: z / T falls when T rises": -pulls_N.mean(),
+                "a sum: the mean is over the N examples": pulls_N.sum(),
+                "one for each example: take their mean": pulls_N,
+                "made with p at temperature 1: the softmax sees z / T": cold_N.mean(),
+                "without 1 / T²: z / T moves by -z / T² when T moves": pulls_N.mean() * T**2,
+                "short of a factor 1 / T: the derivative of 1 / T is -1 / T²": pulls_N.mean() * T,
+                "that of the true logit alone: the logsumexp moves too": (true_N / T**2).mean(),
+                "that of the logsumexp alone: the true logit moves too": (
+                    pulls_N.mean() - (true_N / T**2).mean()
+                ),
+                "made with the largest logit: the softmax expects a mean over all of them": (
+                    (true_N - logits_NV.max(-1).values).mean() / T**2
+                ),
+            },
+            what=f"The derivative at T = {T}",
+            tolerance=1e-6,
+        )

@@ -22,7 +22,6 @@ def apply_masks(attempt, fresh: Fresh) -> None:
         fate = fresh.uniform(count)
         fate[:3] = torch.tensor([0.03, 0.5, 0.95])
         inputs, labels = _masked(ids, chosen, fate, others, 99)
-        bert = torch.where(fate < 0.8, 0.5, torch.where(fate < 0.9, 0.05, 0.95))
         got = attempt(ids, chosen, fate, others, 99)
         require(
             isinstance(got, tuple | list) and len(got) == 2,
@@ -35,9 +34,6 @@ def apply_masks(attempt, fresh: Fresh) -> None:
                 "hidden at every chosen place: 10 % become a random token, 10 % stay": _masked(
                     ids, chosen, fate, others, 99, 0.0, 1.1
                 )[0],
-                "in BERT's order (hidden below 0.8, random above): random is below 0.1 here": (
-                    _masked(ids, chosen, bert, others, 99)[0]
-                ),
                 "the wrong way round: below 0.1 is a random token, from 0.9 on it stays": (
                     _masked(ids, chosen, 1 - fate, others, 99)[0]
                 ),
@@ -208,12 +204,6 @@ def info_nce(attempt, fresh: Fresh) -> None:
                 "multiplied by the temperature: divide by it": total(scores * temperature),
                 "over the wrong axis: each first vector chooses among the second ones": total(
                     scores.T / temperature
-                ),
-                "of both directions (CLIP's loss): only each a looks for its b here": (
-                    (right + total(scores.T / temperature)) / 2
-                ),
-                "the sum of both directions (CLIP's loss): only each a looks for its b here": (
-                    right + total(scores.T / temperature)
                 ),
                 "missing the partner in the sum below: the right answer is one of the G": (
                     alone.logsumexp(1) - scores.diagonal() / temperature
