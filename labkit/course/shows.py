@@ -25,8 +25,9 @@ SENTENCES = {
     "03": "Copying from the context: two layers of attention reach a loss of {loss: 1/√K|.3f}, one "
     "layer {loss: one layer|.2f}, one that is trained longer {loss: one layer, longer|.2f}, and "
     "layers whose weights are all equal {loss: all weights equal|.2f}.",
-    "04": "In a small model rotary positions change the loss by {ablation: rotary positions|+.2f} "
-    "nats a token, RMSNorm by {ablation: RMSNorm|+.2f}, SwiGLU by {ablation: SwiGLU|+.2f}.",
+    "04": "A GPT of forty lines, trained for a minute, needs {bits: GPT|.2f} bits a byte on text "
+    "that it has not read, counted pairs {bits: counted pairs|.2f}, counted 5-grams "
+    "{bits: counted 5-grams|.2f}, the two half and half {bits: GPT and 5-grams|.2f}.",
     "05": "Averaging the means of uneven micro-batches puts the gradient "
     "{mean_of_means_gradient_error|.0%} off; in chunks, a large vocabulary's loss takes "
     "{chunk_memory_ratio|.1f} times less memory.",
@@ -81,7 +82,7 @@ SENTENCES = {
     "brings {own right answers, pass@1|.0%}, more supervision {more supervision, pass@1|.0%}.",
     "24": "At one budget all filters together save a small model {network gain, all|.2f} bits a "
     "byte, the true labels of the planted junk {network gain, the labels|.2f}, and as many "
-    "documents dropped at random {network gain, random|.2f}.",
+    "documents dropped at random {network gain, random|z.2f}.",
 }
 
 _FIGURE = re.compile(r"\{(?P<sign>-?)(?P<name>[^{}|]+)(?:\|(?P<form>[^{}|]+))?\}")
