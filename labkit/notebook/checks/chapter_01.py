@@ -1,6 +1,5 @@
 """Checkers of chapter 01, language models."""
 
-
 import torch
 
 from labkit.notebook.exercises import Fresh, compare, exercise, require
