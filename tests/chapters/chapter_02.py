@@ -27,8 +27,8 @@ CLAIMS: dict[str, tuple[float, float]] = {
     "bytes_worse_by": (0.4, 0.6),
     "largest_vocabulary_worse_by": (0.05, 0.1),
     "lower_cased_gain": (0.005, 0.1),
-    "lower_cased_ratio": (1.3, 1.7),
-    "stripped_ratio": (2.1, 3.2),
-    "stripped_share": (0.52, 0.66),
+    "lower_cased_ratio": (1.2, 1.7),
+    "stripped_ratio": (1.8, 3.2),
+    "stripped_share": (0.48, 0.62),
     "widget_redraw_seconds": (0.0, 0.2),
 }
