@@ -2,13 +2,15 @@
 
     arguments -> options.<Command> -> the module that does the work -> exit code
 
-0: done. 1: a chapter failed, or something essential is missing. 2: bad input, one sentence on
-stderr. 130: stopped by hand. Modules load when their command runs, so `--help` is quick.
+0: done. 1: a chapter failed, something essential is missing, or a run needs mending. 2: bad input,
+one sentence on stderr. 130: stopped by hand. Modules load when their command runs.
 """
 
+import contextlib
 import dataclasses
 import importlib.util
 import inspect
+import io
 import os
 import signal
 import sys
@@ -67,6 +69,24 @@ def _cli(arguments: Sequence[str], defaults: dict[str, Any], both_ways: bool = F
     )
 
 
+def _help(arguments: Sequence[str]) -> str:
+    """What `labkit` prints when it is asked for help."""
+    from labkit.commands.manual import WIDTH
+
+    columns = os.environ.get("COLUMNS")
+    said = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")  # with boxes, wherever it runs
+    os.environ["COLUMNS"] = str(WIDTH)
+    try:
+        with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+            parse(arguments)
+    finally:
+        os.environ.pop("COLUMNS")
+        if columns is not None:
+            os.environ["COLUMNS"] = columns
+    said.seek(0)
+    return said.read()
+
+
 # --- one function a command --------------------------------------------------------------------
 
 
@@ -75,6 +95,27 @@ def _run(options: commands.Run) -> int:
 
     course.run(options.chapters, options.profile, options.out, seed=options.seed)
     print(f"the report is in {options.out / 'index.html'}")
+    return 0
+
+
+def _clean(options: commands.Clean) -> int:
+    from labkit.commands import own_text
+
+    own_text.clean(options)
+    return 0
+
+
+def _instruct(options: commands.Instruct) -> int:
+    from labkit.commands import own_text
+
+    own_text.instruct(options)
+    return 0
+
+
+def _card(options: commands.Card) -> int:
+    from labkit.commands import project
+
+    project.card(options)
     return 0
 
 
@@ -169,8 +210,10 @@ def _progress(options: commands.Progress) -> int:
 
 def _book(options: commands.Book) -> int:
     from labkit import course
+    from labkit.commands import manual
 
-    for warning in course.build_book(options.out):
+    commands_page = manual.page(list(commands.COMMANDS), _help)
+    for warning in course.build_book(options.out, commands=commands_page):
         print(warning, file=sys.stderr)
     print(f"the book is in {options.out / 'index.html'}")
     return 0
@@ -179,11 +222,16 @@ def _book(options: commands.Book) -> int:
 def _doctor(options: commands.Doctor) -> int:
     from labkit.commands import doctor
 
+    if options.run is not None:
+        return doctor.read_run(options.run)
     return doctor.main(measure=not options.quick)
 
 
 WORK: dict[type, Callable[[Any], int]] = {
     commands.Run: _run,
+    commands.Clean: _clean,
+    commands.Instruct: _instruct,
+    commands.Card: _card,
     commands.Pretrain: _pretrain,
     commands.Finetune: _finetune,
     commands.Generate: _generate,

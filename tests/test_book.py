@@ -1,7 +1,9 @@
 """The web book's sources: pages of chapters, docstrings, the list of what rooms offer, refusals."""
 
 import base64
+import doctest
 import importlib.util
+import re
 
 import nbformat
 import pytest
@@ -9,9 +11,14 @@ from commands import here
 
 import labkit
 from labkit import course
+from labkit.__main__ import _help
+from labkit.commands import manual, options
 from labkit.course.book.docstrings import as_rst
-from labkit.course.book.pages import FIGURES, NO_WORDS, index_of, page_of
+from labkit.course.book.pages import FIGURES, index_of, page_of
 from labkit.course.book.reference import offered
+from labkit.course.book.search import texts_of
+from labkit.course.pictures import NO_WORDS
+from labkit.course.shows import shows
 from labkit.errors import LabError
 
 PICTURE = base64.b64encode(b"\x89PNG, as far as this test can tell").decode()
@@ -92,6 +99,40 @@ def test_a_docstrings_text_is_text_and_its_drawings_are_drawings():
     ]
 
 
+@pytest.mark.parametrize("command", options.COMMANDS)
+def test_the_page_of_the_command_line_has_every_option_with_what_it_is(command):
+    text, boxes = manual.read(_help([command, "--help"]))
+    shown = [(option, said) for box in boxes.values() for option, said in box]
+    assert all(said for _, said in shown), "each option is explained"
+    flags = {flag for option, _ in shown for flag in re.findall(r"--(?:no-)?([\w-]+)", option)}
+    fields = options.to_dict(options.COMMANDS[command])
+    positional = {"positional arguments"} & set(boxes)
+    missing = {f for f in fields if f.replace("_", "-") not in flags}
+    assert len(missing) == sum(len(boxes[box]) for box in positional), missing
+    assert " ".join(text).startswith(type(options.COMMANDS[command]).__doc__.split("\n")[0])
+
+
+def test_the_page_of_the_command_line_has_all_commands_in_their_order():
+    page = manual.page(list(options.COMMANDS), _help)
+    assert re.findall(r"^labkit (\w+)$", page, re.MULTILINE) == list(options.COMMANDS)
+    assert not set("╭│╰") & set(page)
+    assert "(default: )" not in page
+    assert doctest.testmod(manual).failed == 0
+
+
+def test_texts_of_a_page_are_words_and_code_without_formulas():
+    import docutils.nodes as nodes
+
+    page = nodes.section("", nodes.title("", "01 · A"), ids=["a"])
+    page += nodes.paragraph("", "", nodes.Text("the loss "), nodes.math("", r"\frac{1}{2}"))
+    page += nodes.literal_block("", "code()")
+    page += nodes.raw("", "<b>html</b>", format="html")
+    inner = nodes.section("", nodes.title("", "1 · B"), nodes.paragraph("", "more"), ids=["b", "c"])
+    document = nodes.section("", page)
+    page += inner
+    assert texts_of(document)[1:] == [("a", "the loss …", "code()"), ("b", "more", "")]
+
+
 def test_the_reference_lists_every_name_that_a_room_offers():
     for room in ("models", "training", "notebook", "errors"):
         module = getattr(labkit, room)
@@ -101,9 +142,15 @@ def test_the_reference_lists_every_name_that_a_room_offers():
     assert "causal_mask" in offered(labkit.models)["labkit.models.attention"]
 
 
-def test_the_first_page_keeps_the_order():
-    page = index_of(["00_a", "01_b"], ["package/text"])
-    assert page.index("   00_a\n   01_b") < page.index("   package/text")
+def test_the_first_page_says_what_each_chapter_shows_and_keeps_the_order():
+    found = course.chapters()
+    page = index_of(found, ["package/text"])
+    for chapter in found:
+        said = as_rst([shows(chapter) or chapter.title])[0]
+        assert f":doc:`{chapter.name}`\n   {said}\n" in page
+    names = re.findall(r"^   (\d\d_\w+)$", page, re.MULTILINE)
+    assert names == [chapter.name for chapter in found]
+    assert page.index(names[-1]) < page.index("   package/text")
 
 
 def test_what_is_no_book_is_not_replaced(tmp_path, capsys, monkeypatch):

@@ -2,17 +2,14 @@
 
 import ast
 import dataclasses
-import importlib.metadata
 import inspect
 import itertools
 import json
-import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
 import nbformat
@@ -113,6 +110,8 @@ OF_THE_LOOP = """optimizer min_learning_rate_ratio schedule weight_decay betas e
     save_every keep"""
 FLAGS = {
     "run": "chapters profile out seed",
+    "clean": "folder out repeated least_words similarity test most_seen mask seed",
+    "instruct": "text out most most_test seed",
     "pretrain": f"""data out resume overwrite init tokenizer vocab_size text_column size
         architecture d_model num_layers num_heads d_ff dropout context_length batch_tokens
         warmup_steps eval_tokens
@@ -125,18 +124,20 @@ FLAGS = {
         {OF_THE_LOOP}""",
     "generate": """model prompt chat max_new_tokens temperature top_k top_p samples beams
         length_penalty seed device""",
-    "evaluate": """model data choices split text_column pair_column label_column question_column
+    "evaluate": """model data choices against split text_column pair_column label_column
+        question_column
         context_column answer_column answer_start_column source_column target_column beams
-        length_penalty max_new_tokens context_length batch_size precision device json""",
+        length_penalty max_new_tokens context_length batch_size precision device out json""",
     "classify": """model text data out text_column pair_column batch_size precision device json""",
-    "export": "model format dtype out",
+    "export": "model format dtype out data",
+    "card": "project licence",
     "serve": """model host port slots queue max_length max_seconds max_body keep grace device""",
     "collect": "kept out",
     "bench": "json quick only",
     "lab": "folder port browser",
     "progress": "folder csv",
     "book": "out",
-    "doctor": "quick",
+    "doctor": "quick run",
 }
 FLAGS = {command: names.split() for command, names in FLAGS.items()}
 
@@ -464,59 +465,6 @@ def test_lab_never_writes_into_the_published_chapters(capsys):
     assert "holds the published chapters: choose another folder" in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_a_wheel_brings_the_chapters_to_a_folder_outside_the_checkout(tmp_path):
-    """Built, installed into an environment of its own, and used where no checkout is near."""
-    import sysconfig
-    import venv
-
-    source, outside = tmp_path / "source", tmp_path / "outside"
-    own = (".git", ".venv", ".*_cache", ".hypothesis", "__pycache__", "build", "runs", "*.egg-info")
-    ignored = shutil.ignore_patterns(*own, "my-notebooks", "test-artefacts", ".dev*", ".whl")
-    shutil.copytree(ROOT, source, ignore=ignored)
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path, source]
-    subprocess.run([str(a) for a in build], check=True, capture_output=True)
-    sdist = "from setuptools import build_meta; print(build_meta.build_sdist('.'))"
-    packed = [sys.executable, "-c", sdist]
-    subprocess.run(packed, check=True, capture_output=True, cwd=source)
-    (archive,) = source.glob("llm_lab_course-*.tar.gz")
-    with tarfile.open(archive) as opened:
-        inside = {name.partition("/")[2] for name in opened.getnames()}
-    needed = {"tests/commands.py", "tests/solutions/chapter_03.py", "notebooks/03_attention.ipynb"}
-    assert needed | {"requirements-test.txt", ".ci/run", "LICENSE"} <= inside
-    (wheel,) = tmp_path.glob("llm_lab_course-*.whl")
-    venv.create(tmp_path / "env", with_pip=False, symlinks=True)
-    python = tmp_path / "env" / "bin" / "python"
-    (site,) = (tmp_path / "env" / "lib").glob("python*/site-packages")
-    (site / "zz_others.pth").write_text(sysconfig.get_path("purelib"))
-    install = [*pip, "--python", python, "install", "--no-deps", "--no-index", "-q", wheel]
-    subprocess.run([str(a) for a in install], check=True, capture_output=True)
-    outside.mkdir()
-    plain = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    plain["JUPYTER_PATH"] = f"{sys.prefix}/share/jupyter"  # the page's template, of nbconvert
-    away = {"cwd": outside, "capture_output": True, "text": True, "env": plain}
-    code = (
-        "import labkit; from pathlib import Path; from labkit import course\n"
-        "print(labkit.__file__); print(len(course.copy_notebooks(Path('mine'))))"
-    )
-    done = subprocess.run([str(python), "-c", code], check=True, **away)
-    where, copied = done.stdout.splitlines()
-    assert Path(where).is_relative_to(tmp_path / "env")
-    said = importlib.metadata.PathDistribution(
-        next(site.glob("llm_lab_course-*.dist-info"))
-    ).metadata
-    assert said["License-Expression"] == "Apache-2.0"
-    assert said["Author"]
-    assert "Intended Audience :: Education" in said.get_all("Classifier")
-    assert int(copied) == len(list((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")))
-    labkit = tmp_path / "env" / "bin" / "labkit"
-    run = [str(labkit), "run", "06", "--profile", "smoke", "--out", "report"]
-    done = subprocess.run(run, check=False, **away)
-    assert done.returncode == 0, done.stderr
-    assert (outside / "report" / "index.html").exists()
-
-
 def test_lab_without_jupyterlab_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     assert here("lab") == 2
@@ -670,3 +618,22 @@ def test_a_classifier_that_lacks_its_layer_is_refused(files, encoder, tmp_path, 
     (folder / "config.json").write_text(json.dumps(config))
     assert here("evaluate", folder, "--data", files / "labelled.csv") == 2
     assert "lack classifier.bias, classifier.weight" in capsys.readouterr().err
+
+
+def test_to_keep_bars_off_no_command_imports_datasets():
+    """Half a second of each command that needs none of it; bars stay off where it comes later."""
+    code = """
+import sys
+from labkit.models.huggingface.folders import quiet_libraries
+quiet_libraries()
+assert "datasets" not in sys.modules
+import datasets
+assert datasets.are_progress_bars_disabled()
+datasets.enable_progress_bars()
+quiet_libraries()
+assert datasets.are_progress_bars_disabled()
+"""
+    environment = {**os.environ}
+    environment.pop("HF_DATASETS_DISABLE_PROGRESS_BARS", None)
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert ran.returncode == 0, ran.stderr.decode()

@@ -422,3 +422,26 @@ def test_the_search_for_twins_is_made_once(tmp_path, monkeypatch):
         assert report() == found, damage
     monkeypatch.setenv("LABKIT_CACHE", str(kept))  # a file: no folder can be made there
     assert report() == found
+
+
+def test_the_search_for_twins_in_python_source_is_made_once(tmp_path, monkeypatch):
+    from labkit.text import cleaning, corpora
+
+    monkeypatch.setenv("LABKIT_CACHE", str(tmp_path))
+    searched = []
+    search = cleaning.deduplicate
+    monkeypatch.setattr(cleaning, "deduplicate", lambda t: searched.append(len(t)) or search(t))
+
+    def found():
+        corpora._python_files.cache_clear()
+        return corpora.fingerprint("python_source")
+
+    first = found()
+    assert first == found()
+    assert len(searched) == 1, "the second time it is read"
+    (kept,) = tmp_path.glob("twins-*.json")
+    positions, exact, near = json.loads(kept.read_text())
+    assert len(positions) + exact + near == searched[0]
+    kept.write_text(json.dumps([positions[:-1], exact, near + 1]))  # its answer is what is used
+    assert first != found()
+    corpora._python_files.cache_clear()

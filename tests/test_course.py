@@ -17,7 +17,7 @@ import labkit
 from labkit import course
 from labkit.course import editing, listing, syntax
 from labkit.course.__main__ import main
-from labkit.course.report import with_mathml
+from labkit.course.report import HIDE, SHOW, with_mathml
 from labkit.errors import LabError
 
 BADGE = "<!--colab-->an old badge<!--/colab-->"
@@ -605,26 +605,28 @@ def test_a_page_has_its_formulas_and_asks_nobody_for_anything():
             assert page.count("<math") > source.count("$") // 4
         assert "<script" not in page
         assert not re.findall(r'<(?:img|link|iframe)[^>]+(?:src|href)="https?:', page)
+        assert not re.findall(r"""(?:@import|url\()\s*["']?(?:https?:)?//""", page)
         text = re.sub(r"<(pre|code|style)\b.*?</\1>|<[^>]+>", "", page, flags=re.DOTALL)
         assert not re.findall(r"\\(?:frac|sum|sqrt|text|mathbb)\b", text), chapter.name
 
 
-def test_a_page_hides_the_code_of_folded_cells(tmp_path):
+def test_a_page_folds_the_code_of_folded_cells(tmp_path):
     made = nbformat.v4.new_notebook(
         cells=[
-            nbformat.v4.new_code_cell("hidden = 1", metadata={"tags": ["hide-input"]}),
+            nbformat.v4.new_code_cell("hidden = 1", metadata={"tags": ["imports", "hide-input"]}),
             nbformat.v4.new_code_cell("shown = 2"),
         ]
     )
     nbformat.write(made, tmp_path / "a.ipynb")
     page = course.to_html(tmp_path / "a.ipynb")
-    (rule,) = re.findall(r"\.celltag_hide-input > \.(\S+) { display: none }", page)
     folded, plain = re.findall(
         r'<div class="jp-Cell jp-CodeCell.*?(?=<div class="jp-Cell |</body>)', page, re.DOTALL
     )
-    assert "celltag_hide-input" in folded.split(">")[0]
-    assert "celltag_hide-input" not in plain.split(">")[0]
-    assert rule in folded
+    button = f'<details><summary data-hide="{HIDE}">{SHOW}</summary>'
+    assert folded.index(button) < folded.index("hidden") < folded.index("</details>")
+    assert "<details" not in plain
+    assert "celltag_imports" in folded.split(">")[0]
+    assert '.celltag_imports > details summary::after { content: " · imports" }' in page
 
 
 def test_code_and_prices_are_no_formulas():
@@ -642,3 +644,28 @@ def test_a_formula_that_cannot_be_converted_stays_as_it_is_written(monkeypatch):
 
     monkeypatch.setattr("latex2mathml.converter.convert", convert)
     assert with_mathml("<p>$a$ $$b$$</p>") == "<p>$a$ $$b$$</p>"
+
+
+def test_a_page_has_no_badge_from_the_network(finished, tmp_path):
+    """Chapters have one as soon as the project has an address."""
+    notebook = nbformat.read(finished[0] / "02_good.ipynb", as_version=4)
+    badge = "[![Open in Colab](https://colab.example/badge.svg)](https://colab.example/x.ipynb)"
+    notebook.cells[0].source += f"\n\n<!--colab-->\n{badge}\n<!--/colab-->"
+    nbformat.write(notebook, tmp_path / "a.ipynb")
+    page = course.to_html(tmp_path / "a.ipynb")
+    assert 'href="https://colab.example/x.ipynb"' in page
+    assert "badge.svg" not in page
+
+
+def test_a_stamped_badge_is_markdown_and_not_part_of_a_comment(finished, tmp_path, monkeypatch):
+    """A line that begins with `<!--` is HTML to its end: what follows there is mere text."""
+    from markdown_it import MarkdownIt
+
+    path = tmp_path / "notebooks" / "03_attention.ipynb"
+    path.parent.mkdir()
+    shutil.copy(finished[0] / "02_good.ipynb", path)
+    monkeypatch.setattr(labkit, "REPOSITORY", "https://github.com/new/home")
+    course.stamp(tmp_path)
+    html = MarkdownIt().render(nbformat.read(path, as_version=4).cells[0].source)
+    assert re.search(r'<a href="https://colab[^"]*03_attention.ipynb"><img ', html)
+    assert course.stamp(tmp_path) == []

@@ -25,6 +25,7 @@ from labkit.notebook import (
     show,
     table,
     together,
+    widgets,
 )
 from labkit.notebook.exercises import Exercise, Fresh, Wrong, compare, judge, require
 from labkit.notebook.live import clock, describe, smoothed
@@ -375,6 +376,16 @@ def test_explore_redraws_when_a_control_moves(shown):
     assert explorer.picture == before
     assert len(explorer.redraw_seconds) == 3
     assert explorer.measure(3) > 0
+
+
+def test_under_smoke_a_redraw_is_measured_once(shown, monkeypatch):
+    drawn = []
+    explorer = explore(lambda level=1.0: drawn.append(level) or draw_level(level), level=(0.0, 5.0))
+    for profile, redraws in (("cpu", 5), ("smoke", 1)):
+        monkeypatch.setattr(widgets, "current_chapter", lambda now=profile: ("03", now))
+        drawn.clear()
+        assert explorer.measure(5) > 0
+        assert len(drawn) == redraws
 
 
 def test_explore_says_what_is_wrong_where_the_learner_looks(shown):

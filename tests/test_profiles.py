@@ -30,5 +30,14 @@ def test_sizes_must_be_named_in_all_profiles():
         course.sizes("smoke", smoke={"n": 1}, cpu={"n": 2}, gpu={})
 
 
+@pytest.mark.parametrize("profile", ["smoke", "cpu"])
+def test_a_size_that_smoke_alone_has_or_lacks_is_noticed_in_any_run(profile):
+    """The fingerprint of outputs leaves `smoke` out, so the run itself must notice."""
+    with pytest.raises(LabError, match=r"profile 'cpu' lacks \['m'\]"):
+        course.sizes(profile, smoke={"n": 1, "m": 1}, cpu={"n": 2}, gpu={"n": 3})
+    with pytest.raises(LabError, match=r"profile 'smoke' lacks \['n'\]"):
+        course.sizes(profile, smoke={}, cpu={"n": 2}, gpu={"n": 3})
+
+
 def test_examples_in_docstrings():
     assert doctest.testmod(profiles).failed == 0

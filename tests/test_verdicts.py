@@ -17,12 +17,11 @@ ANSWERS = """
 import torch
 from labkit.notebook import check
 
-def right(z):
-    top = z.amax(-1)
-    return top + torch.log(torch.exp(z - top[:, None]).sum(-1))
+def right(z, y):
+    return torch.logaddexp(torch.zeros_like(z), z) - y * z
 
-def wrong(z):
-    return z.exp().sum(-1).log()
+def wrong(z, y):
+    return torch.log(1 + z.exp()) - y * z
 
 def stub(z):
     ...
@@ -122,7 +121,7 @@ def test_progress_counts_what_is_solved_in_ones_own_notebooks(handed_in, tmp_pat
     assert here("progress", mine, "--csv", tmp_path / "solved.csv") == 0
     lines = capsys.readouterr().out.splitlines()
     ours = next(line for line in lines if line.startswith("05 "))
-    assert " 1 of 6   next: 05.2 " in ours
+    assert " 1 of 5   next: 05.2 " in ours
     rows = list(csv.DictReader((tmp_path / "solved.csv").open()))
     assert f"1 of {len(rows)}" in next(line for line in lines if line.startswith("in all"))
     assert {row["exercise"]: row["status"] for row in rows}["05.1"] == "passed"

@@ -17,7 +17,8 @@
     exporting      a model as GGUF, ONNX or safetensors, opened again
     serving        a model as a service over HTTP, and what its users left
     progress       which exercises are solved in your own notebooks
-    doctor         what this machine is, what is missing, what to do
+    manual         the web book's page about all of these, from what `--help` says
+    doctor         what this machine is, what is missing, what to do; how a run fares
 
 Importing this package imports none of them: `labkit --help` needs `options` alone.
 """

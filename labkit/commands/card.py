@@ -43,6 +43,10 @@ def write_card(
     facts: Mapping[str, str],
     scores: Sequence[Mapping[str, str]],
     examples: str,
+    *,
+    name: str = "",
+    model: Path | None = None,
+    sections: Mapping[str, str] | None = None,
 ) -> None:
     """Write README.md into a model folder, in the form that model hubs read.
 
@@ -53,6 +57,9 @@ def write_card(
         facts: lines of how it was made.
         scores: rows of one table, of the same keys.
         examples: on what the scores were taken.
+        name: of the card; "": that of the run.
+        model: the folder that is opened in the example; None: this one.
+        sections: further ones, heading -> text.
     """
     if not folder.is_dir():
         return
@@ -62,7 +69,7 @@ def write_card(
         f"pipeline_tag: {use.split()[0]}",
         "---",
         "",
-        f"# {_plain(folder.resolve().parent.name)}",
+        f"# {_plain(name or folder.resolve().parent.name)}",
         "",
         f"All figures are of the run that made this model, with {DISTRIBUTION} {__version__}.",
         "",
@@ -78,7 +85,7 @@ def write_card(
         "## Use",
         "",
         "```python",
-        USES[use].format(folder=str(folder)),
+        USES[use].format(folder=str(model or folder)),
         "```",
         "",
         "## Limits",
@@ -87,6 +94,11 @@ def write_card(
         "may repeat what is wrong, private or unfair in its training texts. The licence is that of",
         "the weights it began from and of those texts; whoever publishes it names it here.",
         "",
+        *(
+            line
+            for heading, text in (sections or {}).items()
+            for line in (f"## {_plain(heading)}", "", _plain(text), "")
+        ),
     ]
     write_text(folder / "README.md", "\n".join(lines))
 

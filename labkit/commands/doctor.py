@@ -1,11 +1,14 @@
-"""`labkit doctor`: what this machine is, what is missing, what to do.
+"""`labkit doctor`: what this machine is, what is missing, what to do; or how a run fares.
 
     machine  CPU, memory, disk, device, number formats and their measured rates
     packages what the lab needs, and what it can do without
     data     each corpus and the pretrained encoder, opened
     extras   JupyterLab, Chromium (browser tests), a model hub: none is needed to learn
 
-Each line is one finding. The exit code is 1 when something essential is missing.
+    --run    a run folder instead: its loss, spikes, validation, speed, rate (`training.review`)
+
+Each line is one finding. The exit code is 1 when something essential is missing, or when a run has
+something to mend.
 """
 
 import dataclasses
@@ -27,6 +30,7 @@ import labkit
 from labkit import runtime
 from labkit.errors import LabError
 from labkit.text import corpora
+from labkit.training.review import review
 
 MARKS = {"ok": "ok  ", "note": "note", "missing": "MISS"}
 FREE_GB, MEMORY_GB = 2.0, 4.0
@@ -71,6 +75,23 @@ def main(measure: bool = True) -> int:
         return 1
     print("\neverything essential works: begin with `labkit run 00` or `labkit lab`")
     return 0
+
+
+def read_run(folder: Path) -> int:
+    """Print what the curves of a run say; returns 1 when something is to be mended, else 0.
+
+    Raises:
+        LabError: the folder holds no run.
+    """
+    remarks = review(folder)
+    print(folder)
+    for remark in remarks:
+        print(f"  {MARKS['note' if remark.remedy else 'ok']}  {remark.name:<18} {remark.says}")
+        if remark.remedy:
+            print(f"  {'':<24} -> {remark.remedy}")
+    wrong = sum(bool(remark.remedy) for remark in remarks)
+    print(f"\n{wrong} to look at; follow the arrows above" if wrong else "\nnothing to mend")
+    return int(wrong > 0)
 
 
 # --- machine -----------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ Whoever opens it again is not who wrote it: GGUF is read by `text.gguf`, ONNX by
 safetensors by transformers. A disk that is full leaves nothing behind.
 """
 
+import dataclasses
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
@@ -17,10 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from labkit.atomic import claim, is_disk_full
-from labkit.commands.options import Export
+from labkit.atomic import claim, is_disk_full, write_json
+from labkit.commands.options import Export, check
 from labkit.commands.shell import note, say
 from labkit.errors import LabError
+from labkit.evaluation.documents import compared
+from labkit.generation.loaded import load
 from labkit.models.adapting.saving import is_adapter, read_adapter
 from labkit.models.exporting import gguf_file, onnx_graph, weights_copy
 from labkit.models.huggingface.configs import our_config
@@ -28,7 +31,7 @@ from labkit.models.huggingface.folders import quiet_libraries
 from labkit.models.huggingface.reading import architecture, open_complete, read_config
 from labkit.models.huggingface.saving import load_pretrained
 from labkit.models.huggingface.weights import TIED, filled
-from labkit.text import gguf
+from labkit.text import corpora, gguf
 from labkit.text.tokenizers import Tokenizer
 from labkit.training.run_folder import model_folder
 
@@ -55,7 +58,8 @@ def export(options: Export) -> dict[str, Any]:
     Returns:
         `bytes` of all files; `largest`, by how much an output differs at most; `outputs`, the size
         of the largest; `same`, how many of the `cases` (`of` says whether these are tokens or
-        texts) have the same likeliest output. `bytes` alone where onnxruntime is missing.
+        texts) have the same likeliest output. `bytes` alone where onnxruntime is missing. With
+        `data` also `score`: bits per byte of the file, against the model's.
 
     Raises:
         LabError: `out` is not empty, the format does not fit the model or the type, or the disk is
@@ -67,6 +71,10 @@ def export(options: Export) -> dict[str, Any]:
         raise LabError(
             f"dtype {dtype} does not fit --format {options.format}: choose {' or '.join(kinds)}"
         )
+    if options.data is not None:
+        fits = options.format == "gguf"
+        check(fits, options, "data", f"none with --format {options.format}: it scores GGUF files")
+        texts = list(corpora.load_text(options.data)["text"])
     out = options.out
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise LabError(f"out {out} is not empty: choose a new folder, or empty it yourself")
@@ -83,6 +91,9 @@ def export(options: Export) -> dict[str, Any]:
             said = _write(folder, being_made, options.format, dtype)
             size = sum(file.stat().st_size for file in being_made.iterdir())
             found = _compare(folder, being_made, options.format)
+            if options.data is not None:
+                found["score"] = score = _score(folder, being_made, texts, str(options.model))
+                write_json(being_made / "score.json", score)
     except Exception as error:
         if is_disk_full(error):
             raise LabError(
@@ -91,7 +102,14 @@ def export(options: Export) -> dict[str, Any]:
             ) from error
         raise
     say(f"{out}: {said}, {size / 1e6:,.1f} MB")
-    if found:
+    if "score" in found:
+        score, other = found["score"], found["score"]["against"]
+        say(
+            f"{options.data}: {score['bits_per_byte']:.4f} bits per byte [{score['low']:.4f}, "
+            f"{score['high']:.4f}], the model {other['bits_per_byte']:.4f}; lost "
+            f"{-other['gain']:+.4f} [{-other['gain_high']:+.4f}, {-other['gain_low']:+.4f}]"
+        )
+    if "largest" in found:
         say(
             f"opened again: outputs of up to {found['outputs']:.3g} differ by "
             f"{found['largest']:.2g} at most, the likeliest is the same for {found['same']} of "
@@ -162,15 +180,26 @@ def _by_labkit(folder: Path, ids: Tensor, mask: Tensor) -> Tensor:
         return load_pretrained(folder)(ids, attention_mask=mask).logits.float()
 
 
+def _score(folder: Path, target: Path, texts: list[str], name: str) -> dict[str, Any]:
+    """Bits per byte of the file and of the model on the same documents."""
+    opened = load(folder, device="cpu")
+    before = opened.score_documents(texts)
+    after = dataclasses.replace(opened, model=_from_gguf(target)).score_documents(texts)
+    return compared(after, before, name)
+
+
 def _by_labkit_from_gguf(folder: Path, ids: Tensor, mask: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return _from_gguf(folder)(ids, attention_mask=mask).logits
+
+
+def _from_gguf(folder: Path) -> Any:
     from transformers import LlamaConfig
 
     details, arrays = gguf.read(folder / "model.gguf")
     config = our_config("LlamaForCausalLM", LlamaConfig(**gguf.llama_config(details, arrays)))
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    model: Any = filled(config, "llama", tensors, TIED if config.tied_embeddings else ())
-    with torch.inference_mode():
-        return model(ids, attention_mask=mask).logits
+    return filled(config, "llama", tensors, TIED if config.tied_embeddings else ()).eval()
 
 
 def _by_transformers(folder: Path, ids: Tensor, mask: Tensor) -> Tensor:

@@ -17,12 +17,13 @@ from typing import Any
 from torch import Tensor
 
 from labkit import runtime
-from labkit.atomic import write_text
+from labkit.atomic import write_json, write_text
 from labkit.commands import answers, choices, conversations, questions, tagging
 from labkit.commands.options import Classify, Evaluate, Generate, check
 from labkit.commands.scoring import class_table, classifier_scores, say_classes, score_rows
 from labkit.commands.shell import counted, note, say, table
 from labkit.errors import LabError
+from labkit.evaluation.documents import compared
 from labkit.generation.classifier import Classifier, load_classifier
 from labkit.generation.loaded import LanguageModel, load
 from labkit.models.config import context_length
@@ -103,6 +104,8 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
         LabError: the model, the data or an option cannot be used.
     """
     if options.choices is not None:
+        check(options.against is None, options, "against", "none with --choices")
+        check(options.out is None, options, "out", "none with --choices")
         return choices.evaluate(options)
     check(len(options.data) > 0, options, "data", "one or more corpora, files or folders")
     check(options.batch_size >= 1, options, "batch_size", "at least 1")
@@ -110,6 +113,8 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
         check(options.context_length >= 1, options, "context_length", "at least 1")
     folder = model_folder(options.model)
     quiet_libraries()
+    if options.against is not None:
+        return _evaluate_against(folder, options)
     if is_tagger(folder):
         return tagging.evaluate(folder, options)
     check(1 <= options.beams <= 100, options, "beams", "1 to 100")
@@ -132,6 +137,7 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
             score = conversations.score(opened, options, str(kinds[0]))
             rows = conversations.score_rows
     scores = {source: score(source) for source in options.data}
+    _keep(scores, options)
     if options.json:
         say(json.dumps({"model": str(options.model), "scores": scores}))
     elif rows is not None:
@@ -150,18 +156,67 @@ def _own_file(source: str) -> bool:
     return source not in corpora.names() and not source.startswith("hub:")
 
 
+def _keep(scores: dict[str, Any], options: Evaluate) -> None:
+    if options.out is not None:
+        write_json(options.out, {"model": str(options.model), "scores": scores})
+
+
+def _texts_of(source: str, options: Evaluate) -> list[str]:
+    """The documents of a corpus or of a file or folder."""
+    if _own_file(source) and options.split is None:
+        return list(corpora.load_text(source, options.text_column)["text"])
+    columns = {"text_column": options.text_column} if _own_file(source) else {}
+    return list(corpora.load(source, options.split or "test", **columns)["text"])
+
+
+def _evaluate_against(folder: Path, options: Evaluate) -> dict[str, Any]:
+    """Two language models on the same documents, one after the other in memory."""
+    texts = {source: _texts_of(source, options) for source in options.data}
+    found = []
+    for model in (folder, options.against):
+        opened = load(str(model), device=options.device)
+        if opened.answers_sources:
+            raise LabError(f"{model} answers sources: --against compares models of plain text")
+        device = next(opened.model.parameters()).device
+        precision = runtime.pick_precision(device, options.precision)
+        how = {"context_length": options.context_length, "batch_size": options.batch_size}
+        found.append(
+            {
+                source: opened.score_documents(some, precision=precision, **how)
+                for source, some in texts.items()
+            }
+        )
+    ours, theirs = found
+    scores = {
+        source: compared(ours[source], theirs[source], str(options.against)) for source in texts
+    }
+    _keep(scores, options)
+    if options.json:
+        say(json.dumps({"model": str(options.model), "scores": scores}))
+    else:
+        say(table([_compared_row(source, it) for source, it in scores.items()]))
+    return scores
+
+
+def _compared_row(source: str, it: dict[str, Any]) -> dict[str, Any]:
+    other = it["against"]
+    return {
+        "data": source,
+        "bits per byte": f"{it['bits_per_byte']:.4f} [{it['low']:.4f}, {it['high']:.4f}]",
+        other["model"]: f"{other['bits_per_byte']:.4f} [{other['low']:.4f}, {other['high']:.4f}]",
+        "gain": f"{other['gain']:+.4f} [{other['gain_low']:+.4f}, {other['gain_high']:+.4f}]",
+        "p": f"{other['p']:.4f}",
+        "documents": it["documents"],
+    }
+
+
 def _language_score(opened: LanguageModel, options: Evaluate) -> Callable[[str], dict[str, Any]]:
     device = next(opened.model.parameters()).device
     precision = runtime.pick_precision(device, options.precision)
 
     def score(source: str) -> dict[str, Any]:
-        if _own_file(source) and options.split is None:
-            texts = corpora.load_text(source, options.text_column)["text"]
-        else:
-            columns = {"text_column": options.text_column} if _own_file(source) else {}
-            texts = corpora.load(source, options.split or "test", **columns)["text"]
         return opened.score(
-            list(texts),
+            _texts_of(source, options),
             context_length=options.context_length,
             batch_size=options.batch_size,
             precision=precision,

@@ -32,6 +32,68 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
+class Clean:
+    """Make a folder of your own text fit for training: cleaned, without copies, a part held out.
+
+    Lines that stand in many files go, e-mail addresses and telephone numbers in digits are masked
+    (names and street addresses are not found), copies are left out. What went, and why, is in
+    tidied.json.
+    """
+
+    folder: Positional[Path]
+    """A folder with txt, md, html and other text files."""
+    out: Path = Path("runs/mine/text")
+    """Folder to write, new or empty: train/, test/, tidied.json."""
+    repeated: float = 0.2
+    """A line goes if it stands in more than this share of the files, above 0; 1: none goes."""
+    least_words: int = 30
+    """Texts of fewer words are left out, at least 1."""
+    similarity: float = 0.5
+    """Texts that share so much of their runs of five words are copies, above 0, at most 1."""
+    test: float = 0.1
+    """Expected share of the documents held out, above 0, below 1."""
+    most_seen: float = 0.05
+    """A document of which more words than this share stand in training passages is not held out."""
+    mask: bool = True
+    """Whether e-mail addresses and telephone numbers are masked."""
+    seed: int = 0
+    """Another seed holds out other documents."""
+
+
+@dataclass(frozen=True)
+class Instruct:
+    """Make instructions from a cleaned folder: small letters without marks, written out again.
+
+    Each is a line of a text; those of held-out documents are for the test alone.
+    """
+
+    text: Positional[Path] = Path("runs/mine/text")
+    """The folder that `labkit clean` wrote."""
+    out: Path = Path("runs/mine/instructions")
+    """Folder to write, new or empty: train.jsonl, test.jsonl, in the form of chats."""
+    most: int = 2000
+    """Training instructions at most, at least 2."""
+    most_test: int = 200
+    """Test instructions at most, at least 1."""
+    seed: int = 0
+    """Another seed draws other lines."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """Write the model card of a project folder from its own files, and say what it lacks.
+
+    The folder holds text/ (labkit clean), tuned/ or pretrained/ (finetune, pretrain),
+    evaluation.json (evaluate --against --out) and compressed/ (export --data).
+    """
+
+    project: Positional[Path] = Path("runs/mine")
+    """The folder; README.md in it is written."""
+    licence: str = ""
+    """Of the text and the weights, in your words; a card without one is not complete."""
+
+
+@dataclass(frozen=True)
 class Run:
     """Run chapters of the course headlessly and write a report."""
 
@@ -281,6 +343,9 @@ class Evaluate:
     """Corpora (their test split) or your own files (all of them); one or more."""
     choices: Path | None = None
     """A jsonl file of questions instead: prompt, choices (a list), answer (its index, from 0)."""
+    against: Path | None = None
+    """Another language model (smollm2, a run or model folder) on the same documents: both in bits
+    per byte with intervals, and the gain; each document of the data is read alone."""
     split: Literal["train", "validation", "test"] | None = None
     """Split to read; None: test of a corpus, everything in a file."""
     text_column: str = "text"
@@ -315,6 +380,8 @@ class Evaluate:
     """Number format of matrix products."""
     device: Device = "auto"
     """Where to run."""
+    out: Path | None = None
+    """File for the scores as JSON; None: they are printed alone."""
     json: bool = False
     """Print one JSON object instead of a table."""
 
@@ -362,6 +429,9 @@ class Export:
     gguf, fp16 in safetensors."""
     out: Path = Path("runs/export")
     """Folder to write, new or empty: model.gguf, model.onnx or model.safetensors."""
+    data: str | None = None
+    """gguf: held-out text (a file or a folder) on which the file is scored beside the model, in
+    bits per byte, into score.json; None: outputs alone are compared."""
 
 
 @dataclass(frozen=True)
@@ -461,21 +531,26 @@ class Book:
 
 @dataclass(frozen=True)
 class Doctor:
-    """Say what this machine is, what is missing and what to do."""
+    """Say what this machine is, what is missing and what to do; or read a run."""
 
     quick: bool = False
     """Skip the measurements of speed."""
+    run: Path | None = None
+    """A run folder to read instead, of a finished or running run: what its curves say."""
 
 
 #: Commands in the order in which `labkit --help` lists them, with their defaults.
 COMMANDS: dict[str, Any] = {
     "run": Run(),
+    "clean": Clean(Path("my-folder")),
+    "instruct": Instruct(),
     "pretrain": Pretrain(),
     "finetune": Finetune(),
     "generate": Generate(),
     "evaluate": Evaluate(),
     "classify": Classify(),
     "export": Export(),
+    "card": Card(),
     "serve": Serve(),
     "collect": Collect(),
     "bench": Bench(),

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from labkit.course import editing, fingerprints, recorded, running, stamping, verdicts
+from labkit.course import editing, fingerprints, recorded, running, shows, stamping, verdicts
 from labkit.course.chapter import chapters, one_chapter
 from labkit.errors import LabError
 from labkit.runtime import duration
@@ -111,6 +111,7 @@ def _stamp(given: argparse.Namespace) -> int:
     # What only a run can mend is said either way.
     untied = [said for chapter in chapters() for said in fingerprints.stale(chapter.path)]
     untied += [said for chapter in chapters() for said in recorded.stale_recordings(chapter)]
+    untied += shows.unsaid(chapters())
     for said in untied:
         print(said, file=sys.stderr)
     return 1 if given.check and (changed or untied) else 0

@@ -19,6 +19,15 @@ from labkit.errors import LabError
 #: there, `metrics_of` finds them.
 METRICS_MIME = "application/vnd.labkit.metrics+json"
 
+#: The parts of the course, each with the number of its first chapter.
+PARTS = {
+    "Foundations": 0,
+    "Pretraining": 7,
+    "Fine-tuning": 10,
+    "Engineering": 17,
+    "Further": 23,
+}
+
 
 @dataclass(frozen=True)
 class Chapter:
@@ -36,6 +45,11 @@ class Chapter:
     def number(self) -> str:
         """Two digits."""
         return self.name[:2]
+
+    @property
+    def part(self) -> str:
+        """The part of the course that it belongs to, such as "Foundations"."""
+        return [name for name, first in PARTS.items() if first <= int(self.number)][-1]
 
     @property
     def title(self) -> str:
@@ -138,6 +152,14 @@ def one_chapter(name: str | Path) -> Chapter:
     if not path.is_file():
         raise LabError(f"There is no notebook {path}: give a number, a name or an existing file.")
     return Chapter(path)
+
+
+def by_part(found: Iterable[Chapter]) -> dict[str, list[Chapter]]:
+    """Chapters under their parts, in order; a part without one is left out."""
+    grouped: dict[str, list[Chapter]] = {}
+    for chapter in found:
+        grouped.setdefault(chapter.part, []).append(chapter)
+    return grouped
 
 
 def metrics_of(notebook: Path | str) -> dict[str, Any] | None:

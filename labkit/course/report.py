@@ -12,6 +12,7 @@ from typing import Any
 
 import labkit
 from labkit.course.chapter import Chapter, read_notebook
+from labkit.course.pictures import PICTURES, described
 from labkit.errors import LabError
 from labkit.runtime import duration
 
@@ -30,8 +31,8 @@ STATIC_PRIORITY = (
 def to_html(notebook: Path | str) -> str:
     """An executed notebook as one HTML page that needs no network and runs no script.
 
-    Widgets show their static picture, formulas are MathML. Cells tagged `hide-input` show what they
-    made and not their code, which is in the notebook.
+    Widgets show their static picture, formulas are MathML. The code of cells tagged `hide-input`
+    is folded, as in the book.
     """
     from jinja2 import pass_context
     from nbconvert import HTMLExporter
@@ -43,12 +44,13 @@ def to_html(notebook: Path | str) -> str:
             return with_mathml(super().markdown2html(context, source))
 
     config = Config({"NbConvertBase": {"display_data_priority": list(STATIC_PRIORITY)}})
-    content = read_notebook(Path(notebook))
+    content = described(read_notebook(Path(notebook)))
     content.metadata.pop("widgets", None)
-    page, _ = Page(config=config).from_notebook_node(content)
+    page, _ = Page(config=config, raw_template=_TEMPLATE).from_notebook_node(content)
     page = re.sub(r"<script\b.*?</script>", "", page, flags=re.DOTALL)
     page = _with_alternatives(page, content)
-    return page.replace("</head>", f"<style>{_FONTS}{FORMULA_STYLE}{_FOLDED}</style></head>", 1)
+    style = f"{_FONTS}{FORMULA_STYLE}{_FOLDED}{labels_style('.celltag_', 'summary')}"
+    return page.replace("</head>", f"<style>{style}</style></head>", 1)
 
 
 def _with_alternatives(page: str, notebook: Any) -> str:
@@ -57,22 +59,67 @@ def _with_alternatives(page: str, notebook: Any) -> str:
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             data = output.get("data", {})
-            words = data.get("text/plain", "")
-            if "image/png" in data and words and not words.startswith("<Figure size"):
-                said["".join(data["image/png"].split())] = words
+            for kind in PICTURES:
+                if kind in data:
+                    said["".join(data[kind].split())] = data["text/plain"]
 
-    def described(found: re.Match[str]) -> str:
+    def with_words(found: re.Match[str]) -> str:
         picture = "".join(found["picture"].split())
         if picture not in said:
             return found[0]
-        words = escape(" ".join(said[picture].split()), quote=True)
+        words = escape(said[picture], quote=True)
         return re.sub(r'alt="[^"]*"', "", found[0]).replace("<img", f'<img alt="{words}"', 1)
 
-    embedded = r'<img\b[^>]*?src="data:image/png;base64,(?P<picture>[^"]+)"[^>]*>'
-    return re.sub(embedded, described, page)
+    embedded = r'<img\b[^>]*?src="data:image/(?:png|jpeg);base64,(?P<picture>[^"]+)"[^>]*>'
+    return re.sub(embedded, with_words, page)
 
 
-_FOLDED = ".celltag_hide-input > .jp-Cell-inputWrapper { display: none }"
+#: The button that unfolds the code of a cell, and the one that folds it again.
+SHOW, HIDE = "Show the code", "Hide the code"
+#: What a folded cell holds, by its tag: it stands behind those words.
+LABELS = {
+    "colab": "installation",
+    "parameters": "parameters",
+    "imports": "imports",
+    "sizes": "sizes",
+    "drawing": "drawing",
+    "plot": "plot",
+}
+
+
+def labels_style(cell: str, button: str) -> str:
+    """CSS that says on each button what its cell holds.
+
+    Args:
+        cell: how a page selects a cell by its tag, without the tag.
+        button: how it selects the words of the button in it.
+
+    >>> labels_style(".tag_", "summary").splitlines()[0]
+    '.tag_colab > details summary::after { content: " · installation" }'
+    """
+    return "\n".join(
+        f'{cell}{tag} > details {button}::after {{ content: " · {label}" }}'
+        for tag, label in LABELS.items()
+    )
+
+
+_TEMPLATE = f"""{{% extends "lab/index.html.j2" %}}
+{{% block input_group %}}
+{{%- if "hide-input" in cell.metadata.get("tags", []) -%}}
+<details><summary data-hide="{HIDE}">{SHOW}</summary>{{{{ super() }}}}</details>
+{{%- else -%}}
+{{{{ super() }}}}
+{{%- endif -%}}
+{{% endblock input_group %}}"""
+
+_FOLDED = """
+.jp-CodeCell > details > summary { cursor: pointer; color: #0072B2; font: 13px sans-serif;
+  margin-left: var(--jp-cell-prompt-width, 64px); padding: 2px 8px }
+.jp-CodeCell > details[open] > summary { font-size: 0 }
+.jp-CodeCell > details[open] > summary::before { content: attr(data-hide); font-size: 13px }
+.jp-CodeCell > details[open] > summary::after { font-size: 13px }
+.jp-CodeCell:has(> details:only-child:not([open])) { display: inline-block }
+"""
 
 _NO_FORMULAS = re.compile(r"(<pre\b.*?</pre>|<code\b.*?</code>|<[^>]+>)", re.DOTALL)
 _FORMULA = re.compile(

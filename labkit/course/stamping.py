@@ -1,7 +1,7 @@
 """Stamping: the project's address, measured figures and today's sources, where readers see them.
 
     labkit.REPOSITORY      ──>  Colab badges, install cells
-    a chapter's metrics    ──>  time and memory on its card and in the README's table
+    a chapter's metrics    ──>  time and memory on its card; with what it shows, the README's map
     the package's sources  ──>  the outputs of `show`
 
 Nothing here runs a chapter, so a fingerprint (`fingerprints`) stays as its run stored it.
@@ -18,12 +18,14 @@ from labkit.atomic import write_text
 from labkit.course import listing
 from labkit.course.chapter import (
     Chapter,
+    by_part,
     chapters,
     metrics_of,
     notebooks_folder,
     read_notebook,
     write_notebook,
 )
+from labkit.course.shows import shows
 from labkit.errors import LabError
 from labkit.runtime import duration
 from labkit.text.pretrained import SMOLLM2
@@ -125,12 +127,11 @@ def stamp_chapter(chapter: Chapter, *, write: bool = True) -> bool:
         if "colab" in cell.metadata.get("tags", []):
             cell.source = install_cell()
         elif cell.cell_type == "markdown":
-            badge = f"{_BADGE_BEGIN}{colab_badge(chapter)}{_BADGE_END}"
-            cell.source = _BADGE.sub(badge, cell.source)
+            cell.source = _BADGE.sub(_placed(colab_badge(chapter)), cell.source)
             cell.source = _measured(cell.source, payload)
         for output in cell.get("outputs", []):
             if shown := output.get("metadata", {}).get("labkit"):
-                output.data.update(_source_today(**shown))
+                output.data.update(_source_today(shown["shows"], shown["docstring"]))
     if nbformat.writes(notebook) == before:
         return False
     if write:
@@ -138,10 +139,10 @@ def stamp_chapter(chapter: Chapter, *, write: bool = True) -> bool:
     return True
 
 
-def _source_today(shows: str, docstring: bool) -> dict[str, str]:
+def _source_today(name: str, docstring: bool) -> dict[str, str]:
     """What `show` gives today; nothing if the name is gone, which `stale` says of the chapter."""
     try:
-        thing = listing.find(shows)
+        thing = listing.find(name)
     except LabError:
         return {}
     return listing.rendered(thing, docstring)
@@ -157,7 +158,12 @@ def stamp_readme(readme: Path, found: Sequence[Chapter], *, write: bool = True) 
 
 
 _BADGE_BEGIN, _BADGE_END = "<!--colab-->", "<!--/colab-->"
-_BADGE = re.compile(f"{_BADGE_BEGIN}.*?{_BADGE_END}")
+_BADGE = re.compile(f"{_BADGE_BEGIN}.*?{_BADGE_END}", re.DOTALL)
+
+
+def _placed(badge: str) -> str:
+    """A badge between its comments, on a line of its own: on theirs Markdown would be mere text."""
+    return f"{_BADGE_BEGIN}\n{badge}\n{_BADGE_END}" if badge else f"{_BADGE_BEGIN}{_BADGE_END}"
 
 
 def _measured(text: str, payload: dict[str, Any]) -> str:
@@ -178,16 +184,29 @@ def _measured(text: str, payload: dict[str, Any]) -> str:
 def _stamped(text: str, found: Sequence[Chapter]) -> str:
     if TABLE_BEGIN not in text or TABLE_END not in text:
         return text
-    lines = ["| chapter | time | peak memory |", "|---|---:|---:|"]
-    if labkit.REPOSITORY:
-        lines = [lines[0] + " |", lines[1] + "---|"]
+    lines = []
+    for part, its in by_part(found).items():
+        lines += ["", f"**{part}**", "", *_table(its)]
+    before, rest = text.split(TABLE_BEGIN, 1)
+    after = rest.split(TABLE_END, 1)[1]
+    return f"{before}{TABLE_BEGIN}\n" + "\n".join(lines[1:]) + f"\n\n{TABLE_END}{after}"
+
+
+def _table(found: Sequence[Chapter]) -> list[str]:
+    """The rows of a part's chapters: what each shows, its time and memory, maybe its badge."""
+    names = [
+        "chapter",
+        "what it shows",
+        "time",
+        "memory",
+        *(["Colab"] if labkit.REPOSITORY else []),
+    ]
+    lines = [f"| {' | '.join(names)} |", f"|---|---|---:|---:|{'---|' * (len(names) - 4)}"]
     for chapter in found:
         payload = metrics_of(chapter.path) or {}
         took = duration(payload["seconds"]) if "seconds" in payload else ""
         memory = f"{payload['peak_rss_mb'] / 1000:.1f} GB" if payload.get("peak_rss_mb") else ""
         link = f"[{chapter.title}](notebooks/{chapter.path.name})"
-        badge = f" {colab_badge(chapter)} |" if labkit.REPOSITORY else ""
-        lines.append(f"| {link} | {took} | {memory} |{badge}")
-    before, rest = text.split(TABLE_BEGIN, 1)
-    after = rest.split(TABLE_END, 1)[1]
-    return f"{before}{TABLE_BEGIN}\n" + "\n".join(lines) + f"\n{TABLE_END}{after}"
+        cells = [link, shows(chapter), took, memory]
+        lines.append(f"| {' | '.join([*cells, colab_badge(chapter)][: len(names)])} |")
+    return lines

@@ -1,6 +1,7 @@
 from . import choices as choices
 from . import classification as classification
 from . import continual as continual
+from . import documents as documents
 from . import drift as drift
 from . import entities as entities
 from . import exposure as exposure
@@ -31,6 +32,8 @@ from .classification import fit_temperature as fit_temperature
 from .classification import macro_f1 as macro_f1
 from .classification import per_class as per_class
 from .continual import TaskMatrix as TaskMatrix
+from .documents import DocumentBits as DocumentBits
+from .documents import compared as compared
 from .drift import DriftMonitor as DriftMonitor
 from .drift import Signal as Signal
 from .drift import Verdict as Verdict
@@ -42,6 +45,7 @@ from .intervals import Interval as Interval
 from .intervals import bootstrap_interval as bootstrap_interval
 from .language import LanguageModelScore as LanguageModelScore
 from .language import bits_per_byte as bits_per_byte
+from .language import document_nats as document_nats
 from .language import language_model as language_model
 from .language import mean_loss as mean_loss
 from .language import perplexity as perplexity

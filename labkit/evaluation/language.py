@@ -3,17 +3,17 @@
     model, batches ──► token_nats ──► (N, T): -ln p of each target, 0 where none counts
                             ├──► language_model ──► LanguageModelScore: nats, tokens, perplexity
     model, tokens  ──► score_text ──► bits per byte, perplexity; every token scored once
+    model, documents ──► document_nats ──► (D,): the nats of each document
     model, objective ──► mean_loss: what the loop watches, whatever it trains
 
 Sums are taken first and divided once, by the targets of the whole text: never a mean of means.
-Intervals resample whole documents: sum `token_nats` over each and give the sums to
-`bootstrap_interval`.
+Intervals resample whole documents: give their `document_nats` to `bootstrap_interval`.
 
 Legend: N examples, B batch, T time, D model width, V vocabulary.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from labkit import runtime
-from labkit.batches.examples import Contexts
+from labkit.batches.examples import Contexts, Pad
 from labkit.batches.order import Batches
 from labkit.batches.types import IGNORE_INDEX, Batch
 from labkit.errors import LabError
@@ -118,6 +118,53 @@ def language_model(
         count += int(valid_BT.sum())
     _demand_targets(count)
     return LanguageModelScore(nats, count)
+
+
+def document_nats(
+    model: nn.Module,
+    documents: Sequence[Sequence[int]],
+    start_id: int,
+    context_length: int,
+    *,
+    batch_size: int = 16,
+    precision: str = "fp32",
+) -> np.ndarray:
+    """Summed -ln p of each document, every token of it predicted: what intervals resample.
+
+    Args:
+        model: labkit or transformers language model, on its device.
+        documents: token ids of each, at least one, none empty.
+        start_id: stands before the first token of a document; usually the end of text.
+        context_length: T; a longer document is read in pieces of T targets, each alone.
+        batch_size: pieces at a time, at least 1.
+        precision: of the forward pass, or `auto`.
+
+    Returns:
+        (D,) float64.
+
+    Raises:
+        LabError: no document, an empty one, or a model whose logits are not finite.
+    """
+    if not documents or not all(len(ids) for ids in documents):
+        raise LabError("a document has 0 tokens, or there is none: give at least 1 token each")
+    pieces, of = [], []
+    for number, ids in enumerate(documents):
+        row = torch.as_tensor([start_id, *ids])
+        for at in range(0, len(ids), context_length):
+            piece = row[at : at + context_length + 1]
+            pieces.append({"input_ids": piece[:-1], "labels": piece[1:]})
+            of.append(number)
+    order = sorted(range(len(pieces)), key=lambda i: len(pieces[i]["labels"]))  # little padding
+    precision = runtime.pick_precision(next(model.parameters()).device, precision)
+    found = np.zeros(len(documents))
+    for at in range(0, len(order), batch_size):
+        some = order[at : at + batch_size]
+        batch = Pad(start_id)([pieces[i] for i in some])
+        nats_B = token_nats(model, [batch], precision=precision).sum(1).numpy()
+        np.add.at(found, [of[i] for i in some], nats_B)
+    if not np.isfinite(found).all():
+        raise LabError("the model's logits are not finite: its weights are damaged")
+    return found
 
 
 def score_text(

@@ -20,7 +20,8 @@ from labkit import runtime
 from labkit.atomic import write_json
 from labkit.batches import AFTER_SOURCE, prompt_ids, source_ids
 from labkit.errors import LabError
-from labkit.evaluation.language import score_text
+from labkit.evaluation.documents import DocumentBits
+from labkit.evaluation.language import document_nats, score_text
 from labkit.generation.beam import beam_search
 from labkit.generation.sampling import generate
 from labkit.models.config import context_length
@@ -261,6 +262,29 @@ class LanguageModel:
             batch_size=batch_size,
             precision=precision,
         )
+
+    def score_documents(
+        self,
+        documents: Sequence[str],
+        *,
+        context_length: int | None = None,
+        batch_size: int = 16,
+        precision: str = "fp32",
+    ) -> DocumentBits:
+        """Bits per byte of documents, each read alone, with intervals; arguments as in `score`.
+
+        Raises:
+            LabError: no text, an empty one, or a context longer than the model reads.
+        """
+        nats_D = document_nats(
+            self.model,
+            self.tokenizer.encode_batch(list(documents)),
+            self.tokenizer.end_of_text_id,
+            self._context(context_length),
+            batch_size=batch_size,
+            precision=precision,
+        )
+        return DocumentBits(nats_D, np.array([len(text.encode()) for text in documents]))
 
     def _context(self, asked: int | None) -> int:
         longest = context_length(self.model)

@@ -13,8 +13,10 @@ from . import exporting as exporting
 from . import huggingface as huggingface
 from . import kv_cache as kv_cache
 from . import layers as layers
+from . import moe as moe
 from . import ngrams as ngrams
 from . import positions as positions
+from . import quality as quality
 from . import slot_cache as slot_cache
 from . import spans as spans
 from . import tagger as tagger
@@ -56,6 +58,11 @@ from .layers import FeedForward as FeedForward
 from .layers import MaskedLMTransform as MaskedLMTransform
 from .layers import RMSNorm as RMSNorm
 from .layers import make_norm as make_norm
+from .moe import MixtureOfExperts as MixtureOfExperts
+from .moe import active_parameters as active_parameters
+from .moe import expert_layers as expert_layers
+from .moe import load_entropy as load_entropy
+from .moe import with_experts as with_experts
 from .ngrams import AddK as AddK
 from .ngrams import KneserNey as KneserNey
 from .ngrams import NgramModel as NgramModel
@@ -63,6 +70,8 @@ from .positions import Rotary as Rotary
 from .positions import rotary_table as rotary_table
 from .positions import rotate as rotate
 from .positions import sinusoidal as sinusoidal
+from .quality import PerplexityBand as PerplexityBand
+from .quality import quality_scores as quality_scores
 from .slot_cache import SlotCache as SlotCache
 from .spans import SpanOutput as SpanOutput
 from .spans import SpanReader as SpanReader

@@ -332,12 +332,15 @@ class Transformer(nn.Module):
 
 
 def blocks(model: nn.Module) -> nn.ModuleList:
-    """The stack of layers of a labkit or `transformers` model: its longest `ModuleList`.
+    """The stack of layers of a labkit or `transformers` model.
 
-    Of an encoder-decoder the encoder's layers, then the decoder's.
+    Of an encoder-decoder the encoder's layers, then the decoder's. Of a model that is not ours, its
+    longest `ModuleList`.
     """
     ours = [module.blocks for module in model.modules() if isinstance(module, Transformer)]
-    if len(ours) > 1:
+    if len(ours) == 1:
+        return ours[0]
+    if ours:
         return nn.ModuleList(block for stack in ours for block in stack)
     stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     return max(stacks, key=len, default=nn.ModuleList())

@@ -1,3 +1,4 @@
+from . import balancing as balancing
 from . import distillation as distillation
 from . import enumeration as enumeration
 from . import losses as losses
@@ -8,6 +9,7 @@ from . import seq2seq as seq2seq
 from . import spans as spans
 from . import tagging as tagging
 from . import tasks as tasks
+from .balancing import Balanced as Balanced
 from .distillation import Distilled as Distilled
 from .distillation import soft_targets as soft_targets
 from .enumeration import PrefixTable as PrefixTable

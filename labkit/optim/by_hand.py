@@ -91,7 +91,7 @@ def adam_step(
     Args:
         weight, gradient, m, v: tensors of one shape; m and v start at zero.
         step: t, counted from 1.
-        learning_rate: lr, above 0; about the size of each entry's change.
+        learning_rate: lr, above 0; about the largest change of an entry: noise makes it smaller.
         betas: (b1, b2), each in [0, 1).
         eps: added to the root, not under it; above 0.
         weight_decay: lambda of the L2 term lambda |w|^2 / 2, 0 or more.

@@ -488,7 +488,7 @@ def _python_files() -> tuple[tuple[str, str], ...]:
             f"{folder} holds no Python source; use an interpreter that ships its standard library "
             "as .py files."
         )
-    kept, _, _ = cleaning.deduplicate([text for text, _ in modules])
+    kept, _, _ = _without_twins([text for text, _ in modules])
     return tuple(modules[i] for i in kept)
 
 

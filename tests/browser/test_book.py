@@ -11,6 +11,7 @@ import pytest
 from filelock import FileLock
 
 from labkit import course
+from labkit.commands.options import COMMANDS
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -179,7 +180,7 @@ def test_a_chapter_reads_offline_in_light_and_dark_and_on_a_phone(chapter, book,
 
 def test_the_pages_stand_in_the_order_of_the_course(book, page):
     page.goto((book / "index.html").as_uri())
-    links = page.locator("article .toctree-wrapper a.reference.internal").evaluate_all(
+    links = page.locator("article dl a.reference.internal").evaluate_all(
         "all => all.map((it) => it.getAttribute('href'))"
     )
     chapters = [link.removesuffix(".html") for link in links if re.match(r"\d\d_", link)]
@@ -202,6 +203,44 @@ def test_a_search_finds_a_term_of_a_chapter_and_a_name_of_the_package(word, plac
     assert page.locator("#search-results ul.search a").count() == 0
     assert page.abroad == []
     assert page.complaints == []
+
+
+def test_a_search_shows_the_words_around_what_it_found_without_a_server(book, page):
+    """Of a page that is found by its text: the text, in words where words say it, and no LaTeX."""
+    page.goto((book / "search.html").as_uri() + "?q=perplexity")
+    summaries = page.locator("#search-results li.kind-text p.context")
+    sync_api.expect(summaries.first).to_be_visible(timeout=30_000)
+    sync_api.expect(page.locator("#search-results")).to_contain_text("Search finished")
+    assert summaries.count() == page.locator("#search-results li.kind-text").count()
+    said = summaries.all_inner_texts()
+    assert all("perplexity" in text.lower() for text in said), said
+    assert not [text for text in said if re.search(r"\\[a-z]+\{", text)], said
+    assert page.abroad == []
+    assert page.complaints == []
+
+
+def test_folded_cells_that_made_nothing_stand_in_one_line_and_open(book, page):
+    page.goto((book / f"{CHAPTERS[-1].name}.html").as_uri())
+    bars = page.locator("article div.cell > details.hide:only-child")
+    tops = {bars.nth(i).bounding_box()["y"] for i in range(2)}
+    assert len(tops) == 1, "side by side"
+    assert "installation" in bars.first.locator("summary").evaluate(
+        "it => getComputedStyle(it.querySelector('p'), '::after').content"
+    )
+    bars.first.locator("summary").click()
+    sync_api.expect(bars.first.locator("pre").first).to_be_visible()
+    assert bars.first.bounding_box()["width"] > 400, "an open one takes the line"
+
+
+def test_the_command_line_has_a_page_made_of_its_own_help(book, page):
+    page.goto((book / "package" / "commands.html").as_uri())
+    headings = page.locator("article h2").all_inner_texts()
+    assert [text.strip("#\n ") for text in headings] == [f"labkit {name}" for name in COMMANDS]
+    learning_rate = page.locator("dt", has_text="--learning-rate {None}|FLOAT").first
+    sync_api.expect(learning_rate).to_be_visible()
+    page.set_viewport_size({"width": 400, "height": 900})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    assert page.abroad == []
 
 
 def test_the_reference_says_what_a_docstring_says(book, page):

@@ -4,7 +4,7 @@
 EXPECTED: dict[str, tuple[float, float]] = {
     "floor": (0.482, 0.02),
     "validation_loss": (6.0, 0.3),
-    "verses_before": (2.144, 0.02),
+    "verses_before": (1.785, 0.02),
     "changed": (0.9997, 0.001),
 }
 

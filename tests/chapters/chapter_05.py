@@ -18,6 +18,6 @@ CLAIMS: dict[str, tuple[float, float]] = {
     "ece_smoothed": (0.1, 0.2),
     "true_class_only_accuracy": (0.1, 0.7),
     "mean_of_means_gradient_error": (0.05, 0.25),
-    "chunk_memory_ratio": (4.0, 7.0),
+    "chunk_memory_ratio": (7.5, 8.2),
     "widget_redraw_seconds": (0.0, 0.2),
 }

@@ -3,38 +3,39 @@
 import math
 
 import torch
-import torch.nn.functional as F
 
 # 04.1
 
 
-def solution_1(x_TD, w_D, b_D, eps):
-    centred_TD = x_TD - x_TD.mean(dim=-1, keepdim=True)
-    variance_T1 = centred_TD.square().mean(dim=-1, keepdim=True)
-    return w_D * centred_TD / (variance_T1 + eps).sqrt() + b_D
+def solution_1(x_TD, norm, attention, ffn):
+    read_TD = norm(x_TD)
+    return x_TD + attention(read_TD) + ffn(read_TD)
 
 
-def unbiased(x_TD, w_D, b_D, eps):
-    centred_TD = x_TD - x_TD.mean(dim=-1, keepdim=True)
-    return w_D * centred_TD / (x_TD.var(dim=-1, keepdim=True) + eps).sqrt() + b_D
+def added_by_sum(x_TD, norm, attention, ffn):
+    return torch.stack([x_TD, attention(norm(x_TD)), ffn(norm(x_TD))]).sum(0)
 
 
-def over_positions(x_TD, w_D, b_D, eps):
-    centred_TD = x_TD - x_TD.mean(dim=0)
-    return w_D * centred_TD / (x_TD.var(dim=0, unbiased=False) + eps).sqrt() + b_D
+def one_after_the_other(x_TD, norm, attention, ffn):
+    x_TD = x_TD + attention(norm(x_TD))
+    return x_TD + ffn(norm(x_TD))
 
 
-def eps_outside(x_TD, w_D, b_D, eps):
-    centred_TD = x_TD - x_TD.mean(dim=-1, keepdim=True)
-    return w_D * centred_TD / (x_TD.std(dim=-1, keepdim=True, unbiased=False) + eps) + b_D
+def no_stream(x_TD, norm, attention, ffn):
+    return attention(norm(x_TD)) + ffn(norm(x_TD))
 
 
-def no_mean(x_TD, w_D, b_D, eps):
-    return w_D * x_TD / (x_TD.square().mean(dim=-1, keepdim=True) + eps).sqrt() + b_D
+def two_streams(x_TD, norm, attention, ffn):
+    return (x_TD + attention(norm(x_TD))) + (x_TD + ffn(norm(x_TD)))
 
 
-def no_gain(x_TD, w_D, b_D, eps):
-    return solution_1(x_TD, 1.0, 0.0, eps)
+def no_norm(x_TD, norm, attention, ffn):
+    return x_TD + attention(x_TD) + ffn(x_TD)
+
+
+def norm_on_the_stream(x_TD, norm, attention, ffn):
+    x_TD = norm(x_TD)
+    return x_TD + attention(x_TD) + ffn(x_TD)
 
 
 # 04.2
@@ -71,24 +72,45 @@ def unsummed(x_TD, w_D, dy_TD, eps):
 # 04.3
 
 
-def solution_3(x_TD, gate_FD, up_FD, down_DF):
-    return (F.silu(x_TD @ gate_FD.T) * (x_TD @ up_FD.T)) @ down_DF.T
+def solution_3(x_TK, base):
+    T, K = x_TK.shape
+    speed = base ** (-torch.arange(0, K, 2, dtype=x_TK.dtype) / K)
+    angle = torch.arange(T, dtype=x_TK.dtype)[:, None] * speed
+    a, b = x_TK.chunk(2, dim=-1)
+    return torch.cat((a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()), -1)
 
 
-def gate_and_up_swapped(x_TD, gate_FD, up_FD, down_DF):
-    return solution_3(x_TD, up_FD, gate_FD, down_DF)
+def by_complex_numbers(x_TK, base):
+    a, b = x_TK.chunk(2, dim=-1)
+    pair = torch.arange(a.shape[1]) * 2 / x_TK.shape[1]
+    angle = torch.outer(torch.arange(len(x_TK)).double(), base ** -pair.double())
+    turned = torch.complex(a, b) * torch.polar(torch.ones_like(angle), angle)
+    return torch.cat((turned.real, turned.imag), dim=-1)
 
 
-def sigmoid_gate(x_TD, gate_FD, up_FD, down_DF):
-    return (torch.sigmoid(x_TD @ gate_FD.T) * (x_TD @ up_FD.T)) @ down_DF.T
+def interleaved(x_TK, base):
+    order = torch.arange(x_TK.shape[1]).view(-1, 2).T.flatten()
+    out = torch.empty_like(x_TK)
+    out[:, order] = solution_3(x_TK[:, order], base)
+    return out
 
 
-def gelu_gate(x_TD, gate_FD, up_FD, down_DF):
-    return (F.gelu(x_TD @ gate_FD.T) * (x_TD @ up_FD.T)) @ down_DF.T
+def backwards(x_TK, base):
+    swapped = torch.cat(x_TK.chunk(2, dim=-1)[::-1], dim=-1)
+    turned = solution_3(swapped, base)
+    return torch.cat(turned.chunk(2, dim=-1)[::-1], dim=-1)
 
 
-def sum_of_branches(x_TD, gate_FD, up_FD, down_DF):
-    return (F.silu(x_TD @ gate_FD.T) + x_TD @ up_FD.T) @ down_DF.T
+def from_one(x_TK, base):
+    return solution_3(torch.cat((x_TK[:1], x_TK)), base)[1:]
+
+
+def half_the_exponent(x_TK, base):
+    return solution_3(x_TK, base**0.5)
+
+
+def one_speed(x_TK, base):
+    return solution_3(x_TK, 1.0)
 
 
 # 04.4
@@ -189,13 +211,14 @@ SOLUTIONS = {
     "04.5": solution_5,
     "04.6": solution_6,
 }
+ALSO_RIGHT = {"04.1": [added_by_sum], "04.3": [by_complex_numbers]}
 WRONG = {
     "04.1": [
-        (unbiased, "unbiased variance"),
-        (over_positions, "wrong axis"),
-        (eps_outside, "eps outside the root"),
-        (no_mean, "an RMSNorm"),
-        (no_gain, "without the gain"),
+        (one_after_the_other, "one after the other"),
+        (no_stream, "without the stream"),
+        (two_streams, "the stream twice"),
+        (no_norm, "without the norm"),
+        (norm_on_the_stream, "copy as the stream"),
     ],
     "04.2": [
         (direct_only, "direct path only"),
@@ -204,10 +227,11 @@ WRONG = {
         (unsummed, "not summed"),
     ],
     "04.3": [
-        (gate_and_up_swapped, "wrong way round"),
-        (sigmoid_gate, "sigmoid"),
-        (gelu_gate, "GEGLU"),
-        (sum_of_branches, "the gate multiplies"),
+        (interleaved, "made of neighbours"),
+        (backwards, "the wrong way"),
+        (from_one, "positions from 1"),
+        (half_the_exponent, "the exponent i / K"),
+        (one_speed, "one speed for all pairs"),
     ],
     "04.4": [
         (every_head_has_keys, "every query head"),

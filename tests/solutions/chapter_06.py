@@ -2,54 +2,48 @@
 
 import math
 
-import torch
+import numpy as np
 
 # --- 06.1 --------------------------------------------------------------------------------------
 
 
-def adam_update(w, g, m, v, t, rate, betas, eps):
-    m = m + (1 - betas[0]) * (g - m)
-    v = v + (1 - betas[1]) * (g * g - v)
-    scale = math.sqrt(1 - betas[1] ** t) / (1 - betas[0] ** t)
-    return w - rate * scale * m / (v.sqrt() + eps * math.sqrt(1 - betas[1] ** t)), m, v
+def best_single_rate(h):
+    rate = 2 / (h.min() + h.max())
+    return rate, (1 - rate * h).abs().max()
 
 
-def _moments(g, m, v, betas):
-    return betas[0] * m + (1 - betas[0]) * g, betas[1] * v + (1 - betas[1]) * g**2
+def as_floats(h):
+    h = sorted(h.tolist())
+    return [2 / (h[0] + h[-1]), 1 - 2 * h[0] / (h[0] + h[-1])]
 
 
-def no_correction(w, g, m, v, t, rate, betas, eps):
-    m, v = _moments(g, m, v, betas)
-    return w - rate * m / (v.sqrt() + eps), m, v
+def as_an_array(h):
+    low, high = h.numpy().min(), h.numpy().max()
+    return np.array([2 / (low + high), (high - low) / (high + low)])
 
 
-def eps_inside_the_root(w, g, m, v, t, rate, betas, eps):
-    m, v = _moments(g, m, v, betas)
-    m_hat, v_hat = m / (1 - betas[0] ** t), v / (1 - betas[1] ** t)
-    return w - rate * m_hat / torch.sqrt(v_hat + eps), m, v
+def the_limit(h):
+    return 2 / h.max(), (1 - 2 / h.max() * h).abs().max()
 
 
-def counts_from_zero(w, g, m, v, t, rate, betas, eps):
-    return adam_update(w, g, m, v, t + 1, rate, betas, eps)
+def for_the_steepest(h):
+    return 1 / h.max(), 1 - h.min() / h.max()
 
 
-def returns_the_hats(w, g, m, v, t, rate, betas, eps):
-    new, m, v = adam_update(w, g, m, v, t, rate, betas, eps)
-    return new, m / (1 - betas[0] ** t), v / (1 - betas[1] ** t)
+def for_the_mean(h):
+    return 1 / h.mean(), (1 - h / h.mean()).abs().max()
 
 
-def v_of_gradients(w, g, m, v, t, rate, betas, eps):
-    new, m, _ = adam_update(w, g, m, v, t, rate, betas, eps)
-    return new, m, betas[1] * v + (1 - betas[1]) * g
+def what_is_taken(h):
+    return best_single_rate(h)[0], 1 - best_single_rate(h)[1]
 
 
-def only_m_corrected(w, g, m, v, t, rate, betas, eps):
-    m, v = _moments(g, m, v, betas)
-    return w - rate * m / (1 - betas[0] ** t) / (v.sqrt() + eps), m, v
+def only_the_rate(h):
+    return best_single_rate(h)[0]
 
 
-def only_the_weight(w, g, m, v, t, rate, betas, eps):
-    return adam_update(w, g, m, v, t, rate, betas, eps)[0]
+def of_the_loss(h):
+    return best_single_rate(h)[0], best_single_rate(h)[1] ** 2
 
 
 # --- 06.2 --------------------------------------------------------------------------------------
@@ -83,97 +77,43 @@ def no_decay(weights, steps, rate, decay):
 # --- 06.3 --------------------------------------------------------------------------------------
 
 
-def rate_at(step, peak, warmup, total, floor):
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    half = 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
-    return floor * peak + (peak - floor * peak) * half
+def rate_at(step, peak, warmup, fall, total, floor):
+    up = (step + 1) / warmup if step < warmup else 1.0
+    left = (total - step) / fall if fall and step > total - fall else 1.0
+    return peak * min(up, floor + (1 - floor) * left)
 
 
-def starts_at_zero(step, peak, warmup, total, floor):
-    return peak * step / warmup if step < warmup else rate_at(step, peak, warmup, total, floor)
+def starts_at_zero(step, peak, warmup, fall, total, floor):
+    up = step / warmup if step < warmup else 1.0
+    return up * peak if step < warmup else rate_at(step, peak, warmup, fall, total, floor)
 
 
-def cosine_from_zero(step, peak, warmup, total, floor):
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    return rate_at(step, peak, 0, total, floor)
+def falls_at_once(step, peak, warmup, fall, total, floor):
+    return rate_at(step, peak, warmup, total - warmup, total, floor)
 
 
-def falls_to_zero(step, peak, warmup, total, floor):
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    return rate_at(step, peak, warmup, total, 0.0)
+def falls_to_zero(step, peak, warmup, fall, total, floor):
+    return rate_at(step, peak, warmup, fall, total, 0.0)
 
 
-def straight_line(step, peak, warmup, total, floor):
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    return peak * (floor + (1 - floor) * (1 - (step - warmup) / (total - warmup)))
+def ends_one_early(step, peak, warmup, fall, total, floor):
+    later = step + 1 if step > total - fall else step
+    return rate_at(later, peak, warmup, fall, total, floor)
+
+
+def cosine(step, peak, warmup, fall, total, floor):
+    if step <= total - fall:
+        return rate_at(step, peak, warmup, fall, total, floor)
+    done = (step - total + fall) / fall
+    return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def divides_by_no_fall(step, peak, warmup, fall, total, floor):
+    up = (step + 1) / warmup if step < warmup else 1.0
+    return peak * min(up, 1 - (1 - floor) * max(0, step - total + fall) / fall)
 
 
 # --- 06.4 --------------------------------------------------------------------------------------
-
-
-def clipped(gradients, max_norm):
-    norm = torch.cat([g.flatten() for g in gradients]).norm()
-    return [g * max_norm / norm for g in gradients] if norm > max_norm else list(gradients)
-
-
-def per_tensor(gradients, max_norm):
-    return [g * min(1.0, max_norm / float(g.norm())) for g in gradients]
-
-
-def stretches_short_ones(gradients, max_norm):
-    norm = torch.cat([g.flatten() for g in gradients]).norm()
-    return [g * max_norm / norm for g in gradients]
-
-
-def sum_of_norms(gradients, max_norm):
-    norm = sum(float(g.norm()) for g in gradients)
-    return [g * min(1.0, max_norm / norm) for g in gradients]
-
-
-def by_entry(gradients, max_norm):
-    return [g.clamp(-max_norm, max_norm) for g in gradients]
-
-
-def squared_norm(gradients, max_norm):
-    norm = sum(float(g.square().sum()) for g in gradients)
-    return [g * min(1.0, max_norm / norm) for g in gradients]
-
-
-# --- 06.5 --------------------------------------------------------------------------------------
-
-
-def update_gradient(micro_batches):
-    return torch.stack([g for g, _ in micro_batches]).sum(0) / sum(n for _, n in micro_batches)
-
-
-def mean_of_means(micro_batches):
-    return sum(g / n for g, n in micro_batches) / len(micro_batches)
-
-
-def by_the_micro_batches(micro_batches):
-    return sum(g for g, _ in micro_batches) / len(micro_batches)
-
-
-def only_the_last(micro_batches):
-    g, n = micro_batches[-1]
-    return g / n
-
-
-def weighted_means(micro_batches):
-    """Right, but for a micro-batch without targets."""
-    total = sum(n for _, n in micro_batches)
-    return sum(g / n * (n / total) for g, n in map(_as_tensor, micro_batches))
-
-
-def _as_tensor(pair):
-    return pair[0], torch.tensor(float(pair[1]), dtype=torch.float64)
-
-
-# --- 06.6 --------------------------------------------------------------------------------------
 
 
 def noise_scale(gradients_NP):
@@ -201,23 +141,22 @@ def upside_down(gradients_NP):
 
 
 SOLUTIONS = {
-    "06.1": adam_update,
+    "06.1": best_single_rate,
     "06.2": adamw_weights,
     "06.3": rate_at,
-    "06.4": clipped,
-    "06.5": update_gradient,
-    "06.6": noise_scale,
+    "06.4": noise_scale,
 }
+
+ALSO_RIGHT = {"06.1": [as_floats, as_an_array]}
 
 WRONG = {
     "06.1": [
-        (no_correction, "without the bias correction"),
-        (eps_inside_the_root, "eps inside the root"),
-        (counts_from_zero, "one update late"),
-        (returns_the_hats, "keep the plain one"),
-        (v_of_gradients, "mean of their squares"),
-        (only_m_corrected, "only m was corrected"),
-        (only_the_weight, "Return three tensors"),
+        (the_limit, "only jumps from side to side"),
+        (for_the_steepest, "steepest direction alone"),
+        (for_the_mean, "mean curvature"),
+        (what_is_taken, "takes away"),
+        (only_the_rate, "Return two numbers"),
+        (of_the_loss, "squared"),
     ],
     "06.2": [
         (decays_everything, "decaying the vectors too"),
@@ -227,24 +166,13 @@ WRONG = {
     ],
     "06.3": [
         (starts_at_zero, "0 at the first update"),
-        (cosine_from_zero, "before the warm-up ended"),
+        (falls_at_once, "falling already"),
         (falls_to_zero, "falling to 0"),
-        (straight_line, "straight line"),
+        (ends_one_early, "one update ahead"),
+        (cosine, "on a cosine"),
+        (divides_by_no_fall, "ZeroDivisionError"),
     ],
     "06.4": [
-        (per_tensor, "tensor by tensor"),
-        (stretches_short_ones, "stretched"),
-        (sum_of_norms, "sum of the norms"),
-        (by_entry, "entry by entry"),
-        (squared_norm, "take the root"),
-    ],
-    "06.5": [
-        (mean_of_means, "mean of the means"),
-        (by_the_micro_batches, "number of micro-batches"),
-        (only_the_last, "last micro-batch alone"),
-        (weighted_means, "add first, divide at the end"),
-    ],
-    "06.6": [
         (signal_with_noise, "still holds 1/N of the noise"),
         (biased_variance, "not by N"),
         (biased_in_both, "biased in both"),

@@ -1,43 +1,13 @@
 """Reference solutions and usual wrong answers of chapter 09."""
 
 import math
-import random
 
 import torch
 
 # 09.1
 
 
-def solution_1(sizes_K, T):
-    powers_K = sizes_K ** (1 / T)
-    return powers_K / powers_K.sum()
-
-
-def power_of_t(sizes_K, T):
-    powers_K = sizes_K ** min(T, 20.0)
-    return powers_K / powers_K.sum()
-
-
-def by_size(sizes_K, T):
-    return sizes_K / sizes_K.sum()
-
-
-def all_alike(sizes_K, T):
-    return torch.full_like(sizes_K, 1 / len(sizes_K))
-
-
-def unnormalised(sizes_K, T):
-    return sizes_K ** (1 / T)
-
-
-def softmax_of_sizes(sizes_K, T):
-    return torch.softmax(sizes_K / min(T, 20.0), 0)
-
-
-# 09.2
-
-
-def solution_2(log_p_KN, w_K):
+def solution_1(log_p_KN, w_K):
     return torch.logsumexp(log_p_KN + w_K.log()[:, None], dim=0)
 
 
@@ -61,10 +31,10 @@ def no_weights(log_p_KN, w_K):
     return torch.logsumexp(log_p_KN, 0)
 
 
-# 09.3
+# 09.2
 
 
-def solution_3(log_p_KT):
+def solution_2(log_p_KT):
     return torch.softmax(log_p_KT.cumsum(1) - log_p_KT, dim=0)
 
 
@@ -90,10 +60,10 @@ def unnormalised_posterior(log_p_KT):
     return (log_p_KT.cumsum(1) - log_p_KT).exp()
 
 
-# 09.4
+# 09.3
 
 
-def solution_4(ancestor, expert_states, scale):
+def solution_3(ancestor, expert_states, scale):
     return {
         name: start + scale * sum(state[name] - start for state in expert_states)
         for name, start in ancestor.items()
@@ -114,7 +84,7 @@ def no_ancestor(ancestor, expert_states, scale):
 
 
 def mean_of_vectors(ancestor, expert_states, scale):
-    return solution_4(ancestor, expert_states, scale / len(expert_states))
+    return solution_3(ancestor, expert_states, scale / len(expert_states))
 
 
 def scaled_experts(ancestor, expert_states, scale):
@@ -124,67 +94,78 @@ def scaled_experts(ancestor, expert_states, scale):
     }
 
 
+# 09.4
+
+
+def solution_4(p_NE, k):
+    chosen = p_NE.topk(k, dim=-1).indices.flatten()
+    f_E = torch.bincount(chosen, minlength=p_NE.shape[1]) / len(chosen)
+    return p_NE.shape[1] * (f_E * p_NE.mean(0)).sum()
+
+
+def one_hot_of_choices(p_NE, k):
+    chosen_NKE = torch.nn.functional.one_hot(p_NE.topk(k, dim=-1).indices, p_NE.shape[1])
+    return p_NE.shape[1] * (chosen_NKE.double().mean((0, 1)) @ p_NE.mean(0))
+
+
+def without_the_factor(p_NE, k):
+    return solution_4(p_NE, k) / p_NE.shape[1]
+
+
+def the_best_alone(p_NE, k):
+    return solution_4(p_NE, 1)
+
+
+def k_times(p_NE, k):
+    return k * solution_4(p_NE, k)
+
+
+def counts_twice(p_NE, k):
+    chosen = p_NE.topk(k, dim=-1).indices.flatten()
+    f_E = torch.bincount(chosen, minlength=p_NE.shape[1]).double() / len(chosen)
+    return p_NE.shape[1] * (f_E * f_E).sum()
+
+
 # 09.5
 
 
-def solution_5(before_K, after_KK):
-    change_KK = after_KK - before_K
-    home_K = change_KK.diagonal()
-    return -home_K, (change_KK.sum(1) - home_K) / (len(before_K) - 1)
+def solution_5(x_ND, choice_N, weight_N, experts):
+    y_ND = torch.zeros_like(x_ND)
+    for e, expert in enumerate(experts):
+        rows = (choice_N == e).nonzero().flatten()
+        if len(rows):
+            y_ND[rows] = weight_N[rows, None] * expert(x_ND[rows])
+    return y_ND
 
 
-def wrong_sign(before_K, after_KK):
-    gain_K, lost_K = solution_5(before_K, after_KK)
-    return -gain_K, -lost_K
+def by_sorting(x_ND, choice_N, weight_N, experts):
+    order = choice_N.argsort(stable=True)
+    parts = x_ND[order].split(torch.bincount(choice_N, minlength=len(experts)).tolist())
+    found = [expert(part) for expert, part in zip(experts, parts, strict=True) if len(part)]
+    y_ND = torch.empty_like(x_ND)
+    y_ND[order] = torch.cat(found)
+    return y_ND * weight_N[:, None]
 
 
-def home_included(before_K, after_KK):
-    return solution_5(before_K, after_KK)[0], (after_KK - before_K).mean(1)
+def token_by_token(x_ND, choice_N, weight_N, experts):
+    rows = [experts[int(e)](x[None])[0] for x, e in zip(x_ND, choice_N, strict=True)]
+    return weight_N[:, None] * torch.stack(rows)
 
 
-def columns(before_K, after_KK):
-    change_KK = (after_KK - before_K).T
-    home_K = change_KK.diagonal()
-    return -home_K, (change_KK.sum(1) - home_K) / (len(before_K) - 1)
+def every_expert(x_ND, choice_N, weight_N, experts):
+    y_ND = torch.zeros_like(x_ND)
+    for e, expert in enumerate(experts):
+        rows = (choice_N == e).nonzero().flatten()
+        y_ND[rows] = weight_N[rows, None] * expert(x_ND[rows])
+    return y_ND
 
 
-def wrong_axis(before_K, after_KK):
-    change_KK = after_KK - before_K[:, None]
-    home_K = change_KK.diagonal()
-    return -home_K, (change_KK.sum(1) - home_K) / (len(before_K) - 1)
+def unweighted(x_ND, choice_N, weight_N, experts):
+    return solution_5(x_ND, choice_N, torch.ones_like(weight_N), experts)
 
 
-# 09.6
-
-
-def solution_6(parts, total, length):
-    count, found = [0] * len(parts), []
-    for i in range(1, length + 1):
-        may = [k for k, part in enumerate(parts) if part * i > count[k] * total]
-        found.append(min(may, key=lambda k: -(-(count[k] + 1) * total // parts[k])))
-        count[found[-1]] += 1
-    return found
-
-
-def drawn(parts, total, length):
-    return random.choices(range(len(parts)), weights=parts, k=length)
-
-
-def in_blocks(parts, total, length):
-    one = [k for k, part in enumerate(parts) for _ in range(part)]
-    return [one[i % total] for i in range(length)]
-
-
-def round_robin(parts, total, length):
-    return [i % len(parts) for i in range(length)]
-
-
-def most_behind(parts, total, length):
-    count, found = [0] * len(parts), []
-    for i in range(1, length + 1):
-        found.append(max(range(len(parts)), key=lambda k: parts[k] * i - count[k] * total))
-        count[found[-1]] += 1
-    return found
+def left_sorted(x_ND, choice_N, weight_N, experts):
+    return solution_5(x_ND, choice_N, weight_N, experts)[choice_N.argsort(stable=True)]
 
 
 SOLUTIONS = {
@@ -193,47 +174,44 @@ SOLUTIONS = {
     "09.3": solution_3,
     "09.4": solution_4,
     "09.5": solution_5,
-    "09.6": solution_6,
 }
 
 WRONG = {
     "09.1": [
-        (power_of_t, "use 1 / T"),
-        (by_size, "temperature is not used"),
-        (all_alike, "limit of a large T"),
-        (unnormalised, "not divided by the sum"),
-        (softmax_of_sizes, "softmax of sizes"),
-    ],
-    "09.2": [
         (mean_of_logarithms, "mean of the logarithms"),
         (out_of_log_space, "Stay in log space"),
         (equal_weights, "equal weights"),
         (weight_not_log, "log w belongs"),
         (no_weights, "without the weights"),
     ],
-    "09.3": [
+    "09.2": [
         (sees_its_token, "have seen the very token"),
         (last_token_only, "last token only"),
         (over_tokens, "normalised over the tokens"),
         (mean_evidence, "mean instead of a sum"),
         (unnormalised_posterior, "not normalised"),
     ],
-    "09.4": [
+    "09.3": [
         (plain_average, "plain average"),
         (no_ancestor, "without the ancestor"),
         (mean_of_vectors, "mean of the task vectors"),
         (scaled_experts, "subtract the ancestor"),
     ],
+    "09.4": [
+        (without_the_factor, "without the factor E"),
+        (the_best_alone, "from the best expert alone"),
+        (k_times, "k times too large"),
+        (counts_twice, "with f twice"),
+    ],
     "09.5": [
-        (wrong_sign, "signs turned"),
-        (home_included, "home included"),
-        (columns, "along the columns"),
-        (wrong_axis, "wrong axis"),
+        (token_by_token, "all its tokens at once"),
+        (every_expert, "has nothing to do"),
+        (unweighted, "without the weights"),
+        (left_sorted, "still sorted"),
     ],
-    "09.6": [
-        (drawn, "Asked twice"),
-        (in_blocks, "than its share"),
-        (round_robin, "than its share"),
-        (most_behind, "than its share"),
-    ],
+}
+
+ALSO_RIGHT = {
+    "09.4": [one_hot_of_choices],
+    "09.5": [by_sorting],
 }

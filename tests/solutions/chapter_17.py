@@ -7,33 +7,6 @@ import torch
 # --- 17.1 --------------------------------------------------------------------------------------
 
 
-def state_bytes(total, trainable):
-    return [4 * total, trainable * 4, trainable * 8]
-
-
-def frozen_ones_train_too(total, trainable):
-    return 4 * total, 4 * total, 8 * total
-
-
-def forgets_frozen_weights(total, trainable):
-    return 4 * trainable, 4 * trainable, 8 * trainable
-
-
-def one_moment(total, trainable):
-    return 4 * total, 4 * trainable, 4 * trainable
-
-
-def narrow_weights(total, trainable):
-    return 2 * total, 4 * trainable, 8 * trainable
-
-
-def one_number(total, trainable):
-    return 4 * total + 12 * trainable
-
-
-# --- 17.2 --------------------------------------------------------------------------------------
-
-
 def round_to_bf16(x):
     mantissa, exponent = math.frexp(x)
     return math.ldexp(round(mantissa * 256), exponent - 8)
@@ -63,7 +36,7 @@ def as_fp16(x):
     return math.ldexp(round(mantissa * 2048), exponent - 11)
 
 
-# --- 17.3 --------------------------------------------------------------------------------------
+# --- 17.2 --------------------------------------------------------------------------------------
 
 
 def largest_loss_scale(gradients):
@@ -95,7 +68,7 @@ def signed_maximum(gradients):
     return 2.0 ** math.floor(math.log2(65504 / gradients.max().item()))
 
 
-# --- 17.4 --------------------------------------------------------------------------------------
+# --- 17.3 --------------------------------------------------------------------------------------
 
 
 def through_8_bits(values, block):
@@ -135,81 +108,86 @@ def not_flat(values, block):
     return through_8_bits(values, block).view(-1, block)
 
 
-# --- 17.5 --------------------------------------------------------------------------------------
+# --- 17.4 --------------------------------------------------------------------------------------
 
 
-def largest_batch(peak, capacity, limit):
-    low, high = 0, limit + 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if peak(middle) <= capacity else (low, middle)
-    return low
+def two_moments(P, VD, kept, micro_batches=1, step_in_backward=False):
+    end = 12 * (P + VD) if step_in_backward else 16 * P + 8 * VD
+    return [12 * P + kept + 4 * P * (micro_batches > 1), end]
 
 
-def tries_all(peak, capacity, limit):
-    batch = 0
-    while batch < limit and peak(batch + 1) <= capacity:
-        batch += 1
-    return batch
+def always_gradients(P, VD, kept, micro_batches=1, step_in_backward=False):
+    return 16 * P + kept, two_moments(P, VD, kept, micro_batches, step_in_backward)[1]
 
 
-def strictly_less(peak, capacity, limit):
-    low, high = 0, limit + 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if peak(middle) < capacity else (low, middle)
-    return low
+def never_gradients(P, VD, kept, micro_batches=1, step_in_backward=False):
+    return 12 * P + kept, two_moments(P, VD, kept, micro_batches, step_in_backward)[1]
 
 
-def the_first_that_fails(peak, capacity, limit):
-    return largest_batch(peak, capacity, limit) + 1
+def one_for_each(P, VD, kept, micro_batches=1, step_in_backward=False):
+    loss = 12 * P + kept + 4 * P * (micro_batches - 1)
+    return loss, two_moments(P, VD, kept, micro_batches, step_in_backward)[1]
 
 
-def never_zero(peak, capacity, limit):
-    return max(1, largest_batch(peak, capacity, limit))
+def all_at_once(P, VD, kept, micro_batches=1, step_in_backward=False):
+    loss, end = two_moments(P, VD, kept, micro_batches, step_in_backward)
+    return loss, end + kept
+
+
+def sixteen_bytes(P, VD, kept, micro_batches=1, step_in_backward=False):
+    return two_moments(P, VD, kept, micro_batches)[0], 16 * P
+
+
+def one_summand(P, VD, kept, micro_batches=1, step_in_backward=False):
+    loss, end = two_moments(P, VD, kept, micro_batches, step_in_backward)
+    return loss, end - 4 * VD
+
+
+def frees_nothing(P, VD, kept, micro_batches=1, step_in_backward=False):
+    return two_moments(P, VD, kept, micro_batches)
+
+
+def one_peak(P, VD, kept, micro_batches=1, step_in_backward=False):
+    return max(two_moments(P, VD, kept, micro_batches, step_in_backward))
 
 
 SOLUTIONS = {
-    "17.1": state_bytes,
-    "17.2": round_to_bf16,
-    "17.3": largest_loss_scale,
-    "17.4": through_8_bits,
-    "17.5": largest_batch,
+    "17.1": round_to_bf16,
+    "17.2": largest_loss_scale,
+    "17.3": through_8_bits,
+    "17.4": two_moments,
 }
 
 WRONG = {
     "17.1": [
-        (frozen_ones_train_too, "they have none"),
-        (forgets_frozen_weights, "a frozen weight is in memory"),
-        (one_moment, "Adam has two"),
-        (narrow_weights, "they stay fp32"),
-        (one_number, "Return three numbers"),
-    ],
-    "17.2": [
         (by_torch, "arithmetic alone"),
         (truncates, "cut off"),
         (ties_away, "even mantissa"),
         (six_bits, "6 mantissa bits"),
         (as_fp16, "rounded to fp16"),
     ],
-    "17.3": [
+    "17.2": [
         (by_65536, "fp16 ends at 65,504"),
         (rounds_up, "rounded up"),
         (no_power, "not a power of two"),
         (by_the_smallest, "smallest gradient"),
         (signed_maximum, "with its sign"),
     ],
-    "17.4": [
+    "17.3": [
         (one_scale, "one scale for all"),
         (truncated_codes, "cut off"),
         (signed_scale, "not the largest size"),
         (zero_by_zero, "block of zeros"),
         (not_flat, "flatten it"),
     ],
-    "17.5": [
-        (tries_all, "halve the interval"),
-        (strictly_less, "one too few"),
-        (the_first_that_fails, "beyond the limit"),
-        (never_zero, "the answer is 0"),
+    "17.4": [
+        (always_gradients, "they come after it"),
+        (never_gradients, "earlier micro-batches"),
+        (one_for_each, "they add up in one"),
+        (all_at_once, "it has used them up"),
+        (sixteen_bytes, "counting the tied gradient once"),
+        (one_summand, "one summand"),
+        (frees_nothing, "freeing nothing"),
+        (one_peak, "Return two numbers"),
     ],
 }

@@ -2,7 +2,7 @@
 
     notebooks/NN_name.ipynb ── pages ──────> NN_name.ipynb, _static/figures/ ─┐
     labkit/**/*.pyi ────────── reference ──> package/ROOM.rst                 ├─ Sphinx ──> OUT/
-    conf, formulas, docstrings, static/ ──────────────────────────────────────┘
+    conf, formulas, docstrings, search, static/ ──────────────────────────────┘
 
 Nothing is executed: outputs are those of the committed run. Nothing is fetched: formulas are
 MathML, as in the report of `labkit run`, widgets are the picture of their saved state, and styles

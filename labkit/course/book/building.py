@@ -15,7 +15,7 @@ from pathlib import Path
 from labkit.atomic import claim, write_text
 from labkit.course.book import pages, reference
 from labkit.course.chapter import chapters, read_notebook, write_notebook
-from labkit.course.report import FORMULA_STYLE
+from labkit.course.report import FORMULA_STYLE, labels_style
 from labkit.errors import LabError
 
 HERE = Path(__file__).parent
@@ -24,13 +24,14 @@ MARK = ".buildinfo"
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
-def build_book(out: Path | str, folder: Path | str | None = None) -> list[str]:
+def build_book(out: Path | str, folder: Path | str | None = None, commands: str = "") -> list[str]:
     """Build the book from the notebooks as they were saved; nothing is executed or fetched.
 
     Args:
         out: folder to write: new, empty, or an older book, which is replaced when the new one is
             complete.
         folder: where the notebooks are; None looks for the published ones.
+        commands: the page about the command line in reStructuredText; none if it is empty.
 
     Returns:
         Sphinx's warnings, a sentence each.
@@ -45,22 +46,23 @@ def build_book(out: Path | str, folder: Path | str | None = None) -> list[str]:
         raise LabError(f"--out {out} is no book and not empty: choose a new folder")
     with claim(out, replace=older) as place, tempfile.TemporaryDirectory() as work:
         source = Path(work) / "source"
-        write_sources(source, folder)
+        write_sources(source, folder, commands)
         return _sphinx(source, place, Path(work) / "trees")
 
 
-def write_sources(source: Path, folder: Path | str | None = None) -> None:
+def write_sources(source: Path, folder: Path | str | None = None, commands: str = "") -> None:
     """Write what Sphinx reads: chapters, pages about the package, the first page, styles."""
     found = chapters(folder=folder)
     for chapter in found:
         page = pages.page_of(read_notebook(chapter.path), source / pages.FIGURES)
         write_notebook(source / chapter.path.name, page)
-    rooms = reference.room_pages()
+    rooms = reference.room_pages() | ({"commands": commands} if commands else {})
     for room, text in rooms.items():
         write_text(source / "package" / f"{room}.rst", text)
-    write_text(source / "_static" / "formulas.css", FORMULA_STYLE)
-    names = [chapter.name for chapter in found]
-    write_text(source / "index.rst", pages.index_of(names, [f"package/{room}" for room in rooms]))
+    shared = FORMULA_STYLE + labels_style(".bd-article .tag_", "> summary > p")
+    write_text(source / "_static" / "shared.css", shared)
+    package = [f"package/{room}" for room in rooms]
+    write_text(source / "index.rst", pages.index_of(found, package))
 
 
 def _demand_sphinx() -> None:

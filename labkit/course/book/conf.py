@@ -1,6 +1,7 @@
 """Sphinx's settings for the book, read by Sphinx alone; the chapters come from `pages`."""
 
 import labkit
+from labkit.course.report import HIDE, SHOW
 
 project = "LLM Lab"
 author = "The LLM Lab authors"
@@ -13,13 +14,14 @@ extensions = [
     "labkit.course.book.docstrings",  # before napoleon: it reads what this one writes
     "sphinx.ext.napoleon",
     "labkit.course.book.formulas",
+    "labkit.course.book.search",
 ]
 
 # Chapters: outputs as they were saved. Formulas between dollar signs, as the report reads them.
 nb_execution_mode = "off"
 nb_merge_streams = True
-nb_code_prompt_show = "Show the code"
-nb_code_prompt_hide = "Hide the code"
+nb_code_prompt_show = SHOW
+nb_code_prompt_hide = HIDE
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_dmath_allow_space = False  # $5 and $6 are prices
 myst_dmath_allow_labels = False
@@ -40,10 +42,10 @@ suppress_warnings = ["ref.python"]  # words such as prompt are attributes of sev
 
 html_theme = "sphinx_book_theme"
 html_title = "LLM Lab"
-html_css_files = ["book.css", "formulas.css"]
+html_css_files = ["book.css", "shared.css"]
 html_copy_source = False
 html_show_sourcelink = False
-html_show_search_summary = False  # a page from a folder may not read other files
+html_show_search_summary = False  # `search` has another way
 html_theme_options = {
     "home_page_in_toc": True,
     "show_toc_level": 2,

@@ -7,22 +7,23 @@ badge                  ──> a link without a picture from the network
 
 import base64
 import hashlib
-import re
+from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import nbformat
 
+from labkit.course.book.docstrings import as_rst
+from labkit.course.chapter import Chapter, by_part
+from labkit.course.pictures import described
 from labkit.course.report import STATIC_PRIORITY
+from labkit.course.shows import shows
 
-#: What a picture without words of its own is called.
-NO_WORDS = "What the cell above draws"
 #: Where pages find the pictures.
 FIGURES = "_static/figures"
 
 _IMAGES = {"image/png": "png", "image/jpeg": "jpg"}
-_BADGE = re.compile(r"\[!\[(?P<words>[^\]]*)\]\(https?:[^)]*\)\]\((?P<target>[^)]*)\)")
 
 
 def page_of(notebook: Any, static: Path) -> Any:
@@ -35,12 +36,10 @@ def page_of(notebook: Any, static: Path) -> Any:
     Returns:
         A notebook without the state of its widgets, each of whose outputs has one form.
     """
-    page: Any = nbformat.from_dict(notebook)
+    page = described(notebook)
     page.metadata = {k: v for k, v in page.metadata.items() if k != "widgets"}
     for cell in page.cells:
-        if cell.cell_type == "markdown":
-            cell.source = _BADGE.sub(r"[\g<words>](\g<target>)", cell.source)
-        elif cell.cell_type == "code":
+        if cell.cell_type == "code":
             shown = [_shown(output, static) for output in cell.outputs]
             cell.outputs = [output for output in shown if output is not None]
     return page
@@ -54,7 +53,7 @@ def _shown(output: Any, static: Path) -> Any:
     if best is None:
         return None
     if best in _IMAGES:
-        html = _picture(output.data[best], _IMAGES[best], output.data.get("text/plain", ""), static)
+        html = _picture(output.data[best], _IMAGES[best], output.data["text/plain"], static)
         return _with_data(output, {"text/html": html})
     return _with_data(output, {best: output.data[best]})
 
@@ -69,42 +68,41 @@ def _picture(coded: str, ending: str, words: str, static: Path) -> str:
     name = f"{hashlib.sha256(picture).hexdigest()[:16]}.{ending}"
     static.mkdir(parents=True, exist_ok=True)
     (static / name).write_bytes(picture)
-    said = " ".join(words.split())
-    alt = NO_WORDS if not said or said.startswith("<Figure size") else said
-    return f'<img class="figure" src="{FIGURES}/{name}" alt="{escape(alt, quote=True)}">'
+    return f'<img class="figure" src="{FIGURES}/{name}" alt="{escape(words, quote=True)}">'
 
 
-def index_of(chapters: list[str], package: list[str]) -> str:
-    """The first page: what this is, the chapters in the course's order, the package's rooms.
+def index_of(found: Iterable[Chapter], package: Iterable[str]) -> str:
+    """The first page: the chapters under their parts, each with what it shows, and the package.
 
     Args:
-        chapters: names of the pages of chapters, in order.
+        found: the chapters, in order.
         package: names of the pages about the package, in order.
     """
-    return _INDEX.format(chapters=_entries(chapters), package=_entries(package))
+    parts = by_part(found)
+    lines = [line for part, its in parts.items() for line in _part(part, its)]
+    trees = [_tree(part, [it.name for it in its], ":hidden:") for part, its in parts.items()]
+    trees.append(_tree("The package", package, ":maxdepth: 1"))
+    return "\n".join([_BEGINNING, *lines, *trees])
 
 
-def _entries(names: list[str]) -> str:
-    return "\n".join(f"   {name}" for name in names)
+def _part(name: str, found: list[Chapter]) -> list[str]:
+    lines = [f"**{name}**", ""]
+    for chapter in found:
+        said = " ".join(as_rst([shows(chapter)])).strip()
+        lines += [f":doc:`{chapter.name}`", f"   {said or chapter.title}", ""]
+    return lines
 
 
-_INDEX = """LLM Lab
+def _tree(caption: str, names: Iterable[str], option: str) -> str:
+    entries = "\n".join(f"   {name}" for name in names)
+    return f".. toctree::\n   :caption: {caption}\n   {option}\n\n{entries}\n"
+
+
+_BEGINNING = """LLM Lab
 =======
 
 A course on large language models: how they work, how they are pretrained, and how all of their
 parameters are fine-tuned. Each chapter is a notebook as it was run, with its outputs; nothing on
 these pages computes. To run the chapters, move their sliders and have your exercises checked, open
-them in the lab: ``labkit lab``.
-
-.. toctree::
-   :caption: Chapters
-   :maxdepth: 1
-
-{chapters}
-
-.. toctree::
-   :caption: The package
-   :maxdepth: 1
-
-{package}
+them in the lab: ``labkit lab``. What each of them shows, with the figures of its run:
 """

@@ -4,7 +4,8 @@
         ──> package/models.rst   attention: what its file says of itself, then `causal_mask`
 
 What a room offers stands in its stub, under the file that holds it. Without a stub it offers its
-`__all__`, or what its one file defines. `commands` has `labkit --help`.
+`__all__`, or what its one file defines. The page of `commands` is what `labkit --help` says; the
+room itself writes it (`labkit.commands.manual`).
 """
 
 import importlib

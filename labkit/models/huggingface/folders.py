@@ -8,6 +8,8 @@ config.json, safetensors ──> open_lm                labkit's own where it kn
 adapter_config.json      ──> the same of its base model, then what was trained beside it
 """
 
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,10 +35,11 @@ HEADS = ("classifier", "score", "pooler", "pre_classifier", "out_proj", "classif
 
 def quiet_libraries() -> None:
     """Keep progress bars and notices of the Hugging Face libraries out of ours."""
-    import datasets
     from transformers.utils import logging
 
-    datasets.disable_progress_bars()
+    os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"  # `datasets` reads it when it is imported
+    if "datasets" in sys.modules:  # to import it just for this would take half a second
+        sys.modules["datasets"].disable_progress_bars()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 

@@ -10,39 +10,48 @@ from torch import Tensor
 from labkit.notebook.exercises import Fresh, compare, exercise
 
 
-@exercise("04.1", title="LayerNorm")
-def layer_norm(attempt: Callable[..., Any], fresh: Fresh) -> str:
-    for T, D, eps in ((4, 6, 1e-5), (5, 5, 0.3)):
-        x, w, b = fresh.normal(T, D, scale=2.0) + 1.0, fresh.normal(D), fresh.normal(D)
-        centred = x - x.mean(-1, keepdim=True)
-        variance = centred.square().mean(-1, keepdim=True)
-        across = x - x.mean(0, keepdim=True)
+@exercise("04.1", title="Side by side")
+def parallel_block(attempt: Callable[..., Any], fresh: Fresh) -> str:
+    for T, D in ((4, 6), (5, 5)):
+        x, w, v = fresh.normal(T, D, scale=2.0) + 1.0, fresh.normal(D, D), fresh.normal(D, D)
+
+        def norm(x: Tensor) -> Tensor:
+            return F.layer_norm(x, x.shape[-1:])
+
+        def attention(x: Tensor, w: Tensor = w) -> Tensor:
+            return torch.tanh(x @ w).cumsum(0)
+
+        def ffn(x: Tensor, v: Tensor = v) -> Tensor:
+            return F.gelu(x @ v) + 0.3
+
+        read = norm(x)
+        h = x + attention(read)
         compare(
-            attempt(x, w, b, eps),
-            w * centred / (variance + eps).sqrt() + b,
+            attempt(x, norm, attention, ffn),
+            h + ffn(read),
             {
-                "made with the unbiased variance: divide by D, not by D - 1": (
-                    w * centred / (variance * D / (D - 1) + eps).sqrt() + b
+                "one after the other: the feed-forward net must not see attention's output": (
+                    h + ffn(norm(h))
                 ),
-                "normalised over the wrong axis: each position (row) has its own mean": (
-                    w * across / (across.square().mean(0, keepdim=True) + eps).sqrt() + b
+                "one after the other: feed-forward of attention's output": (
+                    x + ffn(attention(read))
                 ),
-                "made with eps outside the root: it belongs to the variance": (
-                    w * centred / (variance.sqrt() + eps) + b
+                "without the stream: both outputs are added to x": attention(read) + ffn(read),
+                "made with the stream twice: x itself is added once": x + h + ffn(read),
+                "made without the norm: both read a normalised copy": x + attention(x) + ffn(x),
+                "made with a net that reads the stream itself: it reads the normalised copy": (
+                    h + ffn(x)
                 ),
-                "made without eps: a constant row would divide by 0": (
-                    w * centred / variance.sqrt() + b
+                "made with the normalised copy as the stream: add to x": (
+                    read + attention(read) + ffn(read)
                 ),
-                "divided by the variance: take its root": w * centred / (variance + eps) + b,
-                "an RMSNorm: subtract the mean first": (
-                    w * x / (x.square().mean(-1, keepdim=True) + eps).sqrt() + b
+                "normalised at the end: the norm is for what is read": (
+                    norm(x + attention(x) + ffn(x))
                 ),
-                "without the gain and the shift": centred / (variance + eps).sqrt(),
             },
             what="Your output",
-            tolerance=1e-7,
         )
-    return "Right: every row has mean 0 and variance 1 before w and b."
+    return "Right: one norm less, and the two sublayers may run at the same time."
 
 
 @exercise("04.2", title="RMSNorm, backwards")
@@ -88,29 +97,59 @@ def rms_norm_backward(attempt: Callable[..., Any], fresh: Fresh) -> str:
     return "Right: the gradient has no part along n, up to eps."
 
 
-@exercise("04.3", title="SwiGLU")
-def swiglu(attempt: Callable[..., Any], fresh: Fresh) -> str:
-    for T, D, width in ((3, 4, 7), (5, 6, 6)):
-        x, gate, up = fresh.normal(T, D), fresh.normal(width, D), fresh.normal(width, D)
-        down = fresh.normal(D, width)
-        g, u = x @ gate.T, x @ up.T
+@exercise("04.3", title="Rotate")
+def rotated(attempt: Callable[..., Any], fresh: Fresh) -> str:
+    for T, K, base in ((5, 8, 100.0), (7, 6, 10_000.0)):
+        x = fresh.normal(T, K)
+        place = torch.arange(T, dtype=x.dtype)[:, None]
+        pair = torch.arange(K // 2, dtype=x.dtype)
+
+        def halves(angle: Tensor, x: Tensor = x) -> Tensor:
+            a, b = x.chunk(2, -1)
+            turned = (a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos())
+            return torch.cat(turned, -1)
+
+        def neighbours(angle: Tensor, x: Tensor = x) -> Tensor:
+            a, b = x[:, 0::2], x[:, 1::2]
+            turned = (a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos())
+            return torch.stack(turned, -1).flatten(1)
+
+        angle = place * base ** (-2 * pair / K)
+        both = torch.cat((angle, angle), -1)
         compare(
-            attempt(x, gate, up, down),
-            (F.silu(g) * u) @ down.T,
+            attempt(x, base),
+            halves(angle),
             {
-                "gated the wrong way round: silu belongs on the gate": (g * F.silu(u)) @ down.T,
-                "made with a sigmoid: silu(z) is z times sigmoid(z)": (g.sigmoid() * u) @ down.T,
-                "made with GELU: that is GEGLU, a sister of SwiGLU": (F.gelu(g) * u) @ down.T,
-                "added: the gate multiplies": (F.silu(g) + u) @ down.T,
-                "without a non-linearity on the gate": (g * u) @ down.T,
-                "without the second branch: a plain net with silu": F.silu(g) @ down.T,
-                "passed through a second non-linearity at the end": (
-                    F.silu((F.silu(g) * u) @ down.T)
+                "made of neighbours (x_2i, x_2i+1): here x_i goes with x_{i + K/2}": (
+                    neighbours(angle)
+                ),
+                "turned the wrong way: counterclockwise is (a cos - b sin, a sin + b cos)": (
+                    halves(-angle)
+                ),
+                "made with positions from 1: the first position is 0 and stays as it is": (
+                    halves((place + 1) * base ** (-2 * pair / K))
+                ),
+                "made with the exponent i / K: pair i turns at base^(-2i/K)": (
+                    halves(place * base ** (-pair / K))
+                ),
+                "made with the exponent 4i / K: pair i turns at base^(-2i/K)": (
+                    halves(place * base ** (-4 * pair / K))
+                ),
+                "made with growing speeds: the first pair is the fastest": (
+                    halves(place * base ** (2 * pair / K))
+                ),
+                "made with one speed for all pairs": halves(place.expand(T, K // 2)),
+                "without the minus: (a cos + b sin, a sin + b cos) is no rotation": (
+                    x * both.cos() + x.roll(K // 2, -1) * both.sin()
+                ),
+                "multiplied by the cosine alone: a rotation mixes the two of a pair": (
+                    x * both.cos()
                 ),
             },
-            what="Your output",
+            what="Your tensor",
+            tolerance=1e-5,  # angles in float32 are right, too
         )
-    return "Right: one product decides how much of the other passes."
+    return "Right: lengths stay, and scores will depend on distances alone."
 
 
 @exercise("04.4", title="Parameters of a Llama block")

@@ -5,38 +5,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from labkit.notebook.exercises import Fresh, compare, exercise, require
 
 
-@exercise("09.1", title="Temperature")
-def temperature_shares(attempt: Callable[..., Any], fresh: Fresh) -> str:
-    for count, temperature in ((3, 2.0), (5, 4.0), (4, 1.0), (4, math.inf)):
-        sizes = fresh.uniform(count, low=1.0, high=50.0)
-
-        def shares(power: float, sizes: torch.Tensor = sizes) -> torch.Tensor:
-            return sizes**power / (sizes**power).sum()
-
-        heat = min(temperature, 20.0)
-        compare(
-            attempt(sizes, temperature),
-            shares(1 / temperature),
-            {
-                "raised to the power T, which makes the large sources larger: use 1 / T": shares(
-                    heat
-                ),
-                "in proportion to size whatever T: the temperature is not used": shares(1.0),
-                "equal shares whatever T: that is the limit of a large T": shares(0.0),
-                "not divided by the sum: shares sum to 1": sizes ** (1 / temperature),
-                "a softmax of sizes / T: it is their logarithms that are divided by T": (
-                    torch.softmax(sizes / heat, 0)
-                ),
-            },
-        )
-    return "Right: 1 is by size, infinity is all alike."
-
-
-@exercise("09.2", title="A mixture in log space")
+@exercise("09.1", title="A mixture in log space")
 def log_mixture(attempt: Callable[..., Any], fresh: Fresh) -> str:
     for experts, texts, depth in ((3, 5, 4.0), (4, 6, 2000.0)):
         log_p = -depth * (0.5 + fresh.uniform(experts, texts, low=0.0, high=0.5))
@@ -67,7 +41,7 @@ def log_mixture(attempt: Callable[..., Any], fresh: Fresh) -> str:
     return "Right, also for whole texts whose probability no float can hold."
 
 
-@exercise("09.3", title="Who wrote this?")
+@exercise("09.2", title="Who wrote this?")
 def posterior_before(attempt: Callable[..., Any], fresh: Fresh) -> str:
     for experts, length in ((3, 6), (4, 5)):
         log_p = fresh.uniform(experts, length, low=0.05, high=0.9).log()
@@ -98,7 +72,7 @@ def posterior_before(attempt: Callable[..., Any], fresh: Fresh) -> str:
     return "Right: the experts' own losses decide, and no weight has seen its token."
 
 
-@exercise("09.4", title="Merge with task vectors")
+@exercise("09.3", title="Merge with task vectors")
 def merge(attempt: Callable[..., Any], fresh: Fresh) -> str:
     for experts, scale in ((2, 0.4), (3, 0.5)):
         shapes = {"weight": (3, 4), "bias": (3,)}
@@ -138,70 +112,76 @@ def merge(attempt: Callable[..., Any], fresh: Fresh) -> str:
     return "Right: with lambda = 1 / K it is the plain average."
 
 
-@exercise("09.5", title="Forgetting")
-def gain_and_forgetting(attempt: Callable[..., Any], fresh: Fresh) -> str:
-    for count in (3, 4):
-        before = fresh.uniform(count, low=1.0, high=3.0)
-        after = fresh.uniform(count, count, low=1.0, high=4.0)
-
-        def answer(change: torch.Tensor, count: int = count) -> tuple[torch.Tensor, torch.Tensor]:
-            home = change.diagonal()
-            return -home, (change.sum(1) - home) / (count - 1)
-
-        change = after - before
-        gain, lost = answer(change)
-        compare(
-            attempt(before, after),
-            (gain, lost),
-            {
-                "with the signs turned: a fall in bits per byte is a gain, a rise is forgetting": (
-                    -gain,
-                    -lost,
-                ),
-                "with forgetting averaged over all domains, home included: leave out the "
-                "diagonal": (gain, change.mean(1)),
-                "taken along the columns: row i belongs to the expert of domain i": answer(
-                    change.T
-                ),
-                "with `before` subtracted from the wrong axis: column j is domain j": answer(
-                    after - before[:, None]
-                ),
-                "the sum of what is lost, not the mean": (gain, change.sum(1) - change.diagonal()),
-                "the loss at home itself, not its change": (after.diagonal(), lost),
-            },
-        )
-    return "Right: both belong in every report of a continued training."
-
-
-@exercise("09.6", title="Deal the cards")
-def turns(attempt: Callable[..., Any], fresh: Fresh) -> str:
-    several = [tuple(fresh.integer(1, 10) for _ in range(count)) for count in (3, 4, 5)]
-    for parts in [(5, 3, 2), (6, 1, 1), *several, (8, 1, 1, 1, 1), (13, 13, 13, 1, 1)]:
-        total = sum(parts)
-        found = attempt(parts, total, 3 * total)
-        require(
-            isinstance(found, (list, tuple)) and len(found) == 3 * total,
-            f"Return a list of {3 * total} source numbers, not {str(found)[:60]}.",
-        )
-        require(
-            all(0 <= int(k) < len(parts) for k in found),
-            f"Sources are numbered from 0 to {len(parts) - 1}.",
-        )
-        require(
-            attempt(parts, total, 3 * total) == found,
-            "Asked twice it deals differently: chance has no place here, a draw is off by the root "
-            "of the number of turns.",
-        )
-        count = [0] * len(parts)
-        for n, k in enumerate(found, 1):
-            count[int(k)] += 1
-            for source, part in enumerate(parts):
-                off = count[source] - n * part / total
-                require(
-                    abs(off) < 1 - 1e-9,
-                    f"With parts {parts}, after {n} turns source {source} has had {count[source]}, "
-                    f"{abs(off):.2f} {'more' if off > 0 else 'fewer'} than its share: fewer than "
-                    "one is asked for. Among those that may come, take the one that must come "
-                    "first.",
+@exercise("09.4", title="The price of imbalance")
+def balance(attempt: Callable[..., Any], fresh: Fresh) -> str:
+    for tokens, experts, k in ((12, 4, 1), (9, 5, 2), (7, 3, 3)):
+        p = torch.softmax(2 * fresh.normal(tokens, experts), -1)
+        chosen = p.topk(k, dim=-1).indices.flatten()
+        count = torch.bincount(chosen, minlength=experts).double()
+        f, mean = count / len(chosen), p.mean(0)
+        top = torch.bincount(p.argmax(-1), minlength=experts).double() / tokens
+        mistakes: dict[str, Any] = {
+            "without the factor E: it should be 1 if all are used alike": (f * mean).sum(),
+            "with f and P summed over tokens instead of averaged": (
+                experts * (count * p.sum(0)).sum()
+            ),
+            "with f twice: a count has no gradient, the mean of p has": experts * (f * f).sum(),
+            "with P twice: f counts the choices": experts * (mean * mean).sum(),
+        }
+        if k > 1:
+            mistakes["k times too large: there are N k choices, and f sums to 1"] = (
+                experts * (count / tokens * mean).sum()
+            )
+            if k < experts:
+                mistakes["from the best expert alone: each token makes k choices"] = (
+                    experts * (top * mean).sum()
                 )
-    return "Right: no source is ever a whole turn away from its share."
+        compare(attempt(p.clone(), k), experts * (f * mean).sum(), mistakes, tolerance=1e-6)
+    return "Right: it falls when the crowded experts become less likely."
+
+
+@exercise("09.5", title="Sorted by expert")
+def through_experts(attempt: Callable[..., Any], fresh: Fresh) -> str:
+    for tokens, experts in ((10, 3), (6, 4)):
+        x, weight = fresh.normal(tokens, 2), fresh.uniform(tokens, low=0.1)
+        choice = torch.tensor([fresh.integer(0, experts - 1) for _ in range(tokens)])
+        calls: list[tuple[int, int]] = []
+
+        found = attempt(
+            x.clone(), choice.clone(), weight.clone(), [_counting(e, calls) for e in range(experts)]
+        )
+        scaled = x * (choice[:, None] + 2.0)
+        right = weight[:, None] * scaled
+        order = choice.argsort(stable=True)
+        compare(
+            found,
+            right,
+            {
+                "without the weights": scaled,
+                "still sorted by expert: put the rows back where they came from": right[order],
+                "weighted in the wrong order: a row keeps its own weight": (
+                    torch.zeros_like(x).index_copy(0, order, weight[:, None] * scaled[order])
+                ),
+            },
+            tolerance=1e-6,
+        )
+        require(
+            all(rows for _, rows in calls),
+            "An expert without a token was called: it has nothing to do.",
+        )
+        names = [e for e, _ in calls]
+        require(
+            len(names) == len(set(names)),
+            f"{len(names)} calls of {len(set(names))} experts: give each all its tokens at once.",
+        )
+    return "Right: one product for each expert, and every token comes back to its place."
+
+
+def _counting(e: int, calls: list[tuple[int, int]]) -> Callable[[Tensor], Tensor]:
+    """Expert e, which notes each call and how many rows it had."""
+
+    def run(rows_ND: Tensor) -> Tensor:
+        calls.append((e, len(rows_ND)))
+        return rows_ND * (e + 2.0)
+
+    return run

@@ -8,40 +8,7 @@ from labkit.accounting.formats import round_to, spacing
 from labkit.notebook.exercises import Fresh, Watched, Wrong, compare, exercise, require
 
 
-@exercise("17.1", title="bytes of the states")
-def state_bytes(attempt, fresh: Fresh) -> None:
-    for _ in range(2):
-        total = 1000 + fresh.integer(0, 1000)
-        trainable = 10 + fresh.integer(0, 500)
-        got = attempt(total, trainable)
-        require(
-            isinstance(got, (tuple, list)) and len(got) == 3,
-            "Return three numbers: the bytes of the weights, the gradients and the optimizer.",
-        )
-        compare(
-            torch.tensor([float(x) for x in got]).double(),
-            torch.tensor([4.0 * total, 4.0 * trainable, 8.0 * trainable]).double(),
-            {
-                "counting gradients and moments of frozen parameters too: they have none": (
-                    torch.tensor([4.0 * total, 4.0 * total, 8.0 * total]).double()
-                ),
-                "counting the trainable weights only: a frozen weight is in memory, too": (
-                    torch.tensor([4.0 * trainable, 4.0 * trainable, 8.0 * trainable]).double()
-                ),
-                "counting one moment: Adam has two, of 4 bytes each": (
-                    torch.tensor([4.0 * total, 4.0 * trainable, 4.0 * trainable]).double()
-                ),
-                "counting weights in 2 bytes: under autocast they stay fp32, copies come on top": (
-                    torch.tensor([2.0 * total, 4.0 * trainable, 8.0 * trainable]).double()
-                ),
-                "counting numbers, not bytes: fp32 takes 4 each": (
-                    torch.tensor([1.0 * total, 1.0 * trainable, 2.0 * trainable]).double()
-                ),
-            },
-        )
-
-
-@exercise("17.2", title="rounding to bf16")
+@exercise("17.1", title="rounding to bf16")
 def round_to_bf16(attempt, fresh: Fresh) -> None:
     values = (fresh.normal(40) * 2.0 ** fresh.integers(-60, 60, 40)).tolist()
     ties = [1 + 1 / 256, 1 + 3 / 256, -(1 + 1 / 256), 256.0 + 1, 256.0 + 3]
@@ -94,7 +61,7 @@ def round_to_bf16(attempt, fresh: Fresh) -> None:
     )
 
 
-@exercise("17.3", title="the largest loss scale")
+@exercise("17.2", title="the largest loss scale")
 def largest_loss_scale(attempt, fresh: Fresh) -> None:
     sizes = [sign * 3e-4 * (1 + fresh.integer(0, 1000) / 500) for sign in (1.0, -1.0)]
     for largest in (*sizes, 2.0**-10):  # at a power of two 65,504 and 65,536 differ
@@ -131,7 +98,7 @@ def _coded(rows, scale, top: int = 127, how=torch.round) -> torch.Tensor:
     return (how(rows / scale * top) / top * scale).flatten()
 
 
-@exercise("17.4", title="blocks of 8 bits")
+@exercise("17.3", title="blocks of 8 bits")
 def through_8_bits(attempt, fresh: Fresh) -> None:
     for block, count in ((8, 5), (4, 3)):
         spread = fresh.uniform(count, low=0.01, high=9.0).repeat_interleave(block)
@@ -171,39 +138,49 @@ def through_8_bits(attempt, fresh: Fresh) -> None:
     )
 
 
-@exercise("17.5", title="the largest batch that fits")
-def largest_batch(attempt, fresh: Fresh) -> None:
-    for trial in range(6):
-        limit = 4096 if trial else 1
-        fixed, each = 1000 + fresh.integer(0, 500), 7 + fresh.integer(0, 20)
-        answer = (limit, 0, 1, 700 + fresh.integer(0, 900), 17, limit)[trial]
-        room = fixed + each * answer + (0 if trial in (3, 4) else each // 2)
-        if answer == 0:
-            room = fixed
-        asked: list[int] = []
-
-        def peak(batch, fixed=fixed, each=each, asked=asked):
-            asked.append(batch)
-            if len(asked) > 60:
-                raise Wrong(
-                    "More than 60 predictions for one answer: halve the interval instead of trying "
-                    "every batch."
-                )
-            return fixed + each * batch
-
-        got = attempt(peak, room, limit)
-        if got == 1 and answer == 0:
-            raise Wrong("Not even a batch of 1 fits, so the answer is 0.")
-        if isinstance(got, int) and got > limit:
-            raise Wrong(f"The answer {got} is beyond the limit of {limit}.")
-        compare(
-            got,
-            answer,
-            {
-                "one too many: that batch does not fit": answer + 1,
-                "one too few: what needs exactly the capacity still fits, and so may the limit": (
-                    answer - 1
-                ),
-            },
+@exercise("17.4", title="two moments under a recipe")
+def two_moments(attempt, fresh: Fresh) -> None:
+    recipes = ((1, False), (4, False), (1, True), (2, False))
+    for micro_batches, early in recipes:
+        VD = 1000 + fresh.integer(0, 900)
+        P, kept = 5 * VD + fresh.integer(0, 900), 30 * VD + fresh.integer(0, 900)
+        got = attempt(P, VD, kept, micro_batches, early)
+        require(
+            isinstance(got, (tuple, list)) and len(got) == 2,
+            "Return two numbers: the bytes in the loss and at the end of the backward pass.",
         )
-        require(len(asked) <= 30, f"It took {len(asked)} predictions: halve the interval, 13 do.")
+        earlier = 4 * P if micro_batches > 1 else 0
+        in_loss, at_end = 12 * P + kept + earlier, (12 * P if early else 16 * P) + 8 * VD
+        at_end += 4 * VD if early else 0
+
+        def pair(loss: float, end: float) -> torch.Tensor:
+            return torch.tensor([loss, end], dtype=torch.float64)
+
+        feedback = {
+            "holding gradients in the loss of a single micro-batch: they come after it": pair(
+                16 * P + kept, at_end
+            ),
+            "counting activations at the end of the backward pass: it has used them up": pair(
+                in_loss, at_end + kept
+            ),
+            "counting the tied gradient once: two summands and their sum are alive together": pair(
+                in_loss, at_end - 8 * VD
+            ),
+            "counting one summand of the tied gradient: there are two, and their sum": pair(
+                in_loss, at_end - 4 * VD
+            ),
+        }
+        if earlier:
+            feedback["dropping the gradients of the earlier micro-batches from the loss"] = pair(
+                in_loss - earlier, at_end
+            )
+            each = pair(12 * P + kept + 4 * P * (micro_batches - 1), at_end)
+            feedback["keeping a gradient for each micro-batch: they add up in one"] = each
+        if early:
+            feedback["freeing nothing: a step in the backward pass uses gradients up"] = pair(
+                in_loss, 16 * P + 8 * VD
+            )
+            feedback["freeing the tied matrix's gradient too early: it is the last one"] = pair(
+                in_loss, 12 * P
+            )
+        compare(torch.tensor([float(x) for x in got]).double(), pair(in_loss, at_end), feedback)
