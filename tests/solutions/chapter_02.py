@@ -1,152 +1,46 @@
 """Reference solutions and usual wrong answers of chapter 02."""
 
 import codecs
+import math
 import re
-from collections import Counter
 from itertools import pairwise
 
 # --- 02.1 --------------------------------------------------------------------------------------
 
 
-def count_pairs(word_counts):
-    counts = Counter()
-    for word, count in word_counts.items():
-        for i in range(len(word) - 1):
-            counts[word[i], word[i + 1]] += count
-    return counts
+def saved(words, left, right):
+    total = 0
+    for parts, count in words:
+        i = 0
+        while i < len(parts) - 1:
+            if (parts[i], parts[i + 1]) == (left, right):
+                total += count
+                i += 1
+            i += 1
+    return total
 
 
-def each_word_once(word_counts):
-    return Counter((w[i], w[i + 1]) for w in word_counts for i in range(len(w) - 1))
+def saved_by_pairs(words, left, right):
+    return sum(n for parts, n in words for pair in pairwise(parts) if pair == (left, right))
 
 
-def once_in_a_word(word_counts):
-    counts = Counter()
-    for w, n in word_counts.items():
-        for pair in {(w[i], w[i + 1]) for i in range(len(w) - 1)}:
-            counts[pair] += n
-    return counts
+def saved_by_each_word(words, left, right):
+    return saved([(parts, 1) for parts, _ in words], left, right)
 
 
-def across_words(word_counts):
-    stream = [part for w, n in word_counts.items() for _ in range(n) for part in w]
-    return Counter(pairwise(stream))
+def saved_once_a_word(words, left, right):
+    return sum(n for parts, n in words if (left, right) in pairwise(parts))
 
 
-def backwards(word_counts):
-    return {(b, a): n for (a, b), n in count_pairs(word_counts).items()}
+def saved_across_words(words, left, right):
+    return saved([([part for parts, n in words for part in parts * n], 1)], left, right)
+
+
+def saved_backwards(words, left, right):
+    return saved(words, right, left)
 
 
 # --- 02.2 --------------------------------------------------------------------------------------
-
-
-def apply_merges(word, merges):
-    rank = {pair: i for i, pair in enumerate(merges)}
-    parts = list(word)
-    while len(parts) > 1:
-        ranked = [(rank.get(pair, len(rank)), i) for i, pair in enumerate(pairwise(parts))]
-        lowest, i = min(ranked)
-        if lowest == len(rank):
-            break
-        parts[i : i + 2] = [parts[i] + parts[i + 1]]
-    return parts
-
-
-def longest_token(word, merges):
-    tokens = {a + b for a, b in merges} | set(word)
-    out = []
-    while word:
-        best = max((t for t in tokens if word.startswith(t)), key=len)
-        out.append(best)
-        word = word[len(best) :]
-    return out
-
-
-def left_to_right(word, merges):
-    parts, i = list(word), 0
-    while i < len(parts) - 1:
-        if (parts[i], parts[i + 1]) in merges:
-            parts[i : i + 2] = [parts[i] + parts[i + 1]]
-            i = 0
-        else:
-            i += 1
-    return parts
-
-
-def last_merge_first(word, merges):
-    return apply_in(word, merges[::-1])
-
-
-def apply_in(word, merges):
-    parts = list(word)
-    for a, b in merges:
-        i = 0
-        while i < len(parts) - 1:
-            if parts[i] == a and parts[i + 1] == b:
-                parts[i : i + 2] = [a + b]
-            i += 1
-    return parts
-
-
-def one_place_only(word, merges):
-    parts = list(word)
-    for a, b in merges:
-        for i in range(len(parts) - 1):
-            if parts[i] == a and parts[i + 1] == b:
-                parts[i : i + 2] = [a + b]
-                break
-    return parts
-
-
-# --- 02.3 --------------------------------------------------------------------------------------
-
-
-def longest_match(word, vocabulary):
-    pieces, start = [], 0
-    while start < len(word):
-        end = len(word)
-        mark = "##" if start > 0 else ""
-        while end > start and mark + word[start:end] not in vocabulary:
-            end -= 1
-        if end == start:
-            return ["[UNK]"]
-        pieces.append(mark + word[start:end])
-        start = end
-    return pieces
-
-
-def without_marks(word, vocabulary):
-    pieces, start = [], 0
-    while start < len(word):
-        ends = [e for e in range(start + 1, len(word) + 1) if word[start:e] in vocabulary]
-        if not ends:
-            return ["[UNK]"]
-        pieces.append(word[start : ends[-1]])
-        start = ends[-1]
-    return pieces
-
-
-def matched(word, vocabulary, pick, unknown):
-    pieces, start = [], 0
-    while start < len(word):
-        mark = "##" if start else ""
-        ends = [e for e in range(start + 1, len(word) + 1) if mark + word[start:e] in vocabulary]
-        if not ends:
-            return unknown(pieces)
-        pieces.append(mark + word[start : ends[pick]])
-        start = ends[pick]
-    return pieces
-
-
-def shortest_match(word, vocabulary):
-    return matched(word, vocabulary, 0, lambda _: ["[UNK]"])
-
-
-def half_a_word(word, vocabulary):
-    return matched(word, vocabulary, -1, lambda pieces: [*pieces, "[UNK]"])
-
-
-# --- 02.4 --------------------------------------------------------------------------------------
 
 
 def chat_prompt(question, encode, special):
@@ -171,30 +65,55 @@ def no_turn_for_the_assistant(question, encode, special):
     return [special["<|user|>"], *encode(question)]
 
 
-# --- 02.5 --------------------------------------------------------------------------------------
+# --- 02.3 --------------------------------------------------------------------------------------
 
 
-def fertility(texts, encode):
-    return sum(len(encode(t)) for t in texts) / sum(len(t.split()) for t in texts)
+def characters_of(tokens):
+    text = b"".join(tokens).decode()
+    owner = [i for i, c in enumerate(text) for _ in c.encode()]
+    spans, at = [], 0
+    for token in tokens:
+        end = at + len(token)
+        spans.append((owner[at], owner[end - 1] + 1))
+        at = end
+    return spans
 
 
-def mean_of_ratios(texts, encode):
-    return sum(len(encode(t)) / len(t.split()) for t in texts) / len(texts)
+def bytes_of(tokens):
+    spans, at = [], 0
+    for token in tokens:
+        spans.append((at, at + len(token)))
+        at += len(token)
+    return spans
 
 
-def upside_down(texts, encode):
-    return 1 / fertility(texts, encode)
+def first_and_last(tokens):
+    return [(a, b - 1) for a, b in characters_of(tokens)]
 
 
-def per_character(texts, encode):
-    return sum(len(encode(t)) for t in texts) / sum(len(t) for t in texts)
+def first_and_length(tokens):
+    return [(a, b - a) for a, b in characters_of(tokens)]
 
 
-def empty_words(texts, encode):
-    return sum(len(encode(t)) for t in texts) / sum(len(t.split(" ")) for t in texts)
+def characters_that_begin(tokens):
+    spans, at = [], 0
+    for token in tokens:
+        begun = sum(not 0x80 <= byte < 0xC0 for byte in token)
+        spans.append((at, at + begun))
+        at += begun
+    return spans
 
 
-# --- 02.6 --------------------------------------------------------------------------------------
+def each_token_decoded(tokens):
+    spans, at = [], 0
+    for token in tokens:
+        width = len(token.decode("utf-8", "replace"))
+        spans.append((at, at + width))
+        at += width
+    return spans
+
+
+# --- 02.4 --------------------------------------------------------------------------------------
 
 
 def stream_text(tokens):
@@ -223,49 +142,114 @@ def all_at_the_end(tokens):
     return [b"".join(tokens).decode("utf-8", "replace")]
 
 
+# --- 02.5 --------------------------------------------------------------------------------------
+
+
+def best_cut(word, score, longest):
+    best, began = [0.0] + [-math.inf] * len(word), [0] * (len(word) + 1)
+    for end in range(1, len(word) + 1):
+        for start in range(max(0, end - longest), end):
+            total = best[start] + score(word[start:end])
+            if total > best[end]:
+                best[end], began[end] = total, start
+    if best[-1] == -math.inf:
+        return []
+    pieces, end = [], len(word)
+    while end:
+        pieces.append(word[began[end] : end])
+        end = began[end]
+    return pieces[::-1]
+
+
+def listed(word, score, longest):
+    if not word:
+        return [[]]
+    return [
+        [word[:n], *rest]
+        for n in range(1, min(longest, len(word)) + 1)
+        if score(word[:n]) > -math.inf
+        for rest in listed(word[n:], score, longest)
+    ]
+
+
+def chosen(word, score, longest, value):
+    return max(listed(word, score, longest), key=value, default=[])
+
+
+def best_of_all(word, score, longest):
+    return chosen(word, score, longest, lambda cut: sum(map(score, cut)))
+
+
+def best_mean(word, score, longest):
+    return chosen(word, score, longest, lambda cut: sum(map(score, cut)) / len(cut))
+
+
+def least_probable(word, score, longest):
+    return chosen(word, score, longest, lambda cut: -sum(map(score, cut)))
+
+
+def fewest_pieces(word, score, longest):
+    return chosen(word, score, longest, lambda cut: (-len(cut), sum(map(score, cut))))
+
+
+def from_the_left(word, score, longest, value):
+    pieces = []
+    while word:
+        fits = [word[:n] for n in range(1, longest + 1) if score(word[:n]) > -math.inf]
+        pieces.append(max(fits, key=value))
+        word = word[len(pieces[-1]) :]
+    return pieces
+
+
+def longest_piece(word, score, longest):
+    return from_the_left(word, score, longest, len)
+
+
+def likeliest_piece(word, score, longest):
+    return from_the_left(word, score, longest, score)
+
+
 SOLUTIONS = {
-    "02.1": count_pairs,
-    "02.2": apply_merges,
-    "02.3": longest_match,
-    "02.4": chat_prompt,
-    "02.5": fertility,
-    "02.6": stream_text,
+    "02.1": saved,
+    "02.2": chat_prompt,
+    "02.3": characters_of,
+    "02.4": stream_text,
+    "02.5": best_cut,
 }
 WRONG = {
     "02.1": [
-        (each_word_once, "each different word once"),
-        (once_in_a_word, "at most once in a word"),
-        (across_words, "across the end of a word"),
-        (backwards, "backwards"),
+        (saved_by_pairs, "counts pairs, not joins"),
+        (saved_by_each_word, "each different word once"),
+        (saved_once_a_word, "at most one join in a word"),
+        (saved_across_words, "across the end of a word"),
+        (saved_backwards, "backwards"),
     ],
     "02.2": [
-        (longest_token, "longest tokens"),
-        (left_to_right, "from left to right"),
-        (last_merge_first, "from the last merge"),
-        (one_place_only, "wherever it stands"),
-    ],
-    "02.3": [
-        (without_marks, "without ##"),
-        (shortest_match, "shortest match"),
-        (half_a_word, "half a word"),
-    ],
-    "02.4": [
         (names_as_text, "the spelling"),
         (names_recognised, "speaks for the assistant"),
         (question_censored, "keep every character"),
         (no_turn_for_the_assistant, "tells the model to answer"),
     ],
-    "02.5": [
-        (mean_of_ratios, "mean of the texts' ratios"),
-        (upside_down, "words per token"),
-        (per_character, "tokens per character"),
-        (empty_words, "empty words"),
+    "02.3": [
+        (bytes_of, "places of bytes"),
+        (first_and_last, "one past the last"),
+        (first_and_length, "first, length"),
+        (characters_that_begin, "began in an earlier token"),
+        (each_token_decoded, "counted twice"),
     ],
-    "02.6": [
+    "02.4": [
         (each_alone, "inside a character"),
         (each_alone_ignoring, "cut between two tokens"),
         (never_flushed, "waiting at the end"),
         (ignoring, "not UTF-8"),
         (all_at_the_end, "one piece for each token"),
+    ],
+    "02.5": [
+        (longest_piece, "longest piece from the left"),
+        (likeliest_piece, "most probable piece from the left"),
+        (best_mean, "mean of a piece"),
+        (least_probable, "least probable cut"),
+        (fewest_pieces, "fewest pieces"),
+        (best_of_all, "lists all cuts"),
     ],
 }

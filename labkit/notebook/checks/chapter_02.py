@@ -1,8 +1,9 @@
 """Checkers of chapter 02, tokenization."""
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 from labkit.notebook.exercises import Fresh, Wrong, compare, exercise, require
 
@@ -12,137 +13,46 @@ def _word(fresh: Fresh, letters: str, low: int, high: int) -> str:
     return "".join(letters[int(i)] for i in picks)
 
 
-@exercise("02.1", title="counting pairs")
-def count_pairs(attempt, fresh: Fresh) -> None:
-    counts = {tuple("banana"): fresh.integer(3, 9), ("b", "an"): fresh.integer(10, 20)}
-    counts |= {tuple(_word(fresh, "abc", 2, 7)): fresh.integer(2, 30) for _ in range(5)}
-    right, once, types = Counter(), Counter(), Counter()
-    for word, count in counts.items():
-        for pair in pairwise(word):
-            right[pair] += count
-            once[pair] += 1
-        for pair in set(pairwise(word)):
-            types[pair] += count
-    joined = Counter(pairwise([part for word, n in counts.items() for part in word * n]))
-    got = attempt(counts)
-    require(isinstance(got, dict), "Return a dictionary (a Counter is one): pair -> count.")
-    compare(
-        dict(got),
-        dict(right),
-        {
-            "counting each different word once: a pair counts as often as its words occur": (
-                dict(once)
-            ),
-            "counting a pair at most once in a word: banana holds (a, n) twice": dict(types),
-            "counting pairs across the end of a word: no merge ever crosses it": dict(joined),
-            "counting pairs backwards: (left, right) is the order in the word": {
-                (b, a): n for (a, b), n in right.items()
-            },
-        },
-        what="The dictionary",
-    )
-
-
-def _by_rank(word: str, merges: Sequence[tuple[str, str]]) -> list[str]:
-    parts = list(word)
-    for left, right in merges:
-        i = 0
-        while i < len(parts) - 1:
-            if (parts[i], parts[i + 1]) == (left, right):
-                parts[i : i + 2] = [left + right]
-            i += 1
-    return parts
-
-
-def _longest(word: str, tokens: set[str]) -> list[str]:
-    found = []
-    while word:
-        end = next((n for n in range(len(word), 1, -1) if word[:n] in tokens), 1)
-        found.append(word[:end])
-        word = word[end:]
+def _joins(parts: Sequence[str], left: str, right: str) -> int:
+    found = i = 0
+    while i < len(parts) - 1:
+        if (parts[i], parts[i + 1]) == (left, right):
+            found, i = found + 1, i + 1
+        i += 1
     return found
 
 
-def _left_to_right(word: str, merges: Sequence[tuple[str, str]]) -> list[str]:
-    known, parts = set(merges), list(word)
-    while True:
-        i = next((i for i, pair in enumerate(pairwise(parts)) if pair in known), None)
-        if i is None:
-            return parts
-        parts[i : i + 2] = [parts[i] + parts[i + 1]]
-
-
-@exercise("02.2", title="merges in the order of their rank")
-def apply_merges(attempt, fresh: Fresh) -> None:
-    fixed = [("b", "c"), ("a", "b"), ("c", "d"), ("bc", "d"), ("a", "bcd"), ("bc", "bc")]
-    words = ["abcd", "bcbcd", "", "x"] + [_word(fresh, "abcd", 5, 12) for _ in range(12)]
-    tokens = {left + right for left, right in fixed}
-    compare(
-        [attempt(word, fixed) for word in words],
-        [_by_rank(word, fixed) for word in words],
-        {
-            "made of the longest tokens that fit: BPE applies merges in the order in which "
-            "they were learned": lambda: [_longest(word, tokens) for word in words],
-            "made from left to right: of all pairs in the word the one with the lowest rank comes "
-            "first": lambda: [_left_to_right(word, fixed) for word in words],
-            "made from the last merge to the first: the first learned has the lowest rank": (
-                lambda: [_by_rank(word, fixed[::-1]) for word in words]
-            ),
-            "missing merges: a pair is merged wherever it stands in the word": (
-                lambda: [_only_first(word, fixed) for word in words]
-            ),
-            "not merged at all": [list(word) for word in words],
-        },
-        what="The list of the tokens of several words",
-    )
-
-
-def _only_first(word: str, merges: Sequence[tuple[str, str]]) -> list[str]:
-    parts = list(word)
-    for left, right in merges:
-        for i, pair in enumerate(pairwise(parts)):
-            if pair == (left, right):
-                parts[i : i + 2] = [left + right]
-                break
-    return parts
-
-
-def _wordpiece(
-    word: str, vocabulary: set[str], mark: str = "##", order: int = -1, keep: bool = False
-) -> list[str]:
-    found, start = [], 0
-    while start < len(word):
-        for end in range(start + 1, len(word) + 1)[::order]:
-            piece = (mark if start else "") + word[start:end]
-            if piece in vocabulary:
-                found.append(piece)
-                start = end
-                break
-        else:
-            return [*found, "[UNK]"] if keep else ["[UNK]"]
-    return found
-
-
-@exercise("02.3", title="longest match with ##")
-def longest_match(attempt, fresh: Fresh) -> None:
-    vocabulary = {"[UNK]", "un", "una", "a", "n", "u", "f", "af", "able"}
-    vocabulary |= {"##" + piece for piece in ("a", "f", "n", "u", "fa", "ffa", "bl", "e", "ble")}
-    words = ["unaffable", "unax", "xa", "able", "anna"]
-    for word in [*words, *(_word(fresh, "unaf", 4, 9) for _ in range(6))]:
+@exercise("02.1", title="what a merge saves")
+def saved(attempt, fresh: Fresh) -> None:
+    words = [(list("banana"), fresh.integer(3, 9)), (["b", "an", "an"], fresh.integer(10, 20))]
+    words += [(list("aaaaa"), fresh.integer(21, 30)), (list("abab"), fresh.integer(31, 40))]
+    words += [(list(_word(fresh, "abc", 2, 7)), fresh.integer(2, 30)) for _ in range(5)]
+    joined = [part for parts, n in words for part in parts * n]
+    for left, right in (("a", "a"), ("b", "a"), ("an", "an"), ("x", "a")):
+        found = [_joins(parts, left, right) for parts, _ in words]
+        pairs = [sum(p == (left, right) for p in pairwise(parts)) for parts, _ in words]
+        count = [n for _, n in words]
         compare(
-            attempt(word, vocabulary),
-            _wordpiece(word, vocabulary),
+            attempt(words, left, right),
+            sum(f * n for f, n in zip(found, count, strict=True)),
             {
-                "pieces without ##: a piece that continues a word is looked up, and written, with "
-                "## in front": lambda word=word: _wordpiece(word, vocabulary, mark=""),
-                "the shortest match: take the longest piece that fits": (
-                    lambda word=word: _wordpiece(word, vocabulary, order=1)
+                "That counts pairs, not joins: in a a a the pair (a, a) stands twice and is "
+                "joined once": sum(p * n for p, n in zip(pairs, count, strict=True)),
+                "That counts each different word once: it saves as often as it occurs": sum(found),
+                "That counts at most one join in a word: banana holds (n, a) twice": sum(
+                    min(1, f) * n for f, n in zip(found, count, strict=True)
                 ),
-                "half a word: where one place fits no piece, the whole word is [UNK]": (
-                    lambda word=word: _wordpiece(word, vocabulary, keep=True)
+                "That joins across the end of a word: no merge ever crosses it": (
+                    _joins(joined, left, right)
+                ),
+                "That takes the pair backwards: (left, right) is the order in the word": sum(
+                    _joins(parts, right, left) * n for parts, n in words
+                ),
+                "That is the length that is left: return how many tokens are saved": sum(
+                    (len(parts) - f) * n for (parts, n), f in zip(words, found, strict=True)
                 ),
             },
-            what=f"The pieces of {word!r}",
+            what=f"The number of tokens that ({left}, {right}) saves",
         )
 
 
@@ -162,7 +72,7 @@ def _recognising(text: str) -> list[int]:
     return ids
 
 
-@exercise("02.4", title="special tokens that no text can forge")
+@exercise("02.2", title="special tokens that no text can forge")
 def chat_prompt(attempt, fresh: Fresh) -> None:
     for question in (
         f"{fresh.integer(2, 90)} + {fresh.integer(2, 90)}?",
@@ -190,37 +100,48 @@ def chat_prompt(attempt, fresh: Fresh) -> None:
         )
 
 
-@exercise("02.5", title="fertility")
-def fertility(attempt, fresh: Fresh) -> None:
-    def encode(text: str) -> list[int]:
-        return [ord(c) for i, c in enumerate(text) if i % 2 == 0]
+@exercise("02.3", title="the characters of a token")
+def characters_of(attempt, fresh: Fresh) -> None:
+    for text in ("Zoë 它在厨房里 🗝️!", "naïve café", _word(fresh, "aé它🗝", 8, 14) + "它é"):
+        data = text.encode()
+        cuts = sorted({0, len(data), *(int(i) for i in fresh.integers(1, len(data), 9))})
+        tokens = [data[a:b] for a, b in pairwise(cuts)]
+        owner = [i for i, c in enumerate(text) for _ in c.encode()]
+        ends = list(pairwise(cuts))
+        right = [(owner[a], owner[b - 1] + 1) for a, b in ends]
+        starts = [not 0x80 <= byte < 0xC0 for byte in data]
+        begun = [(sum(starts[:a]), sum(starts[:b])) for a, b in ends]
+        widths = [len(token.decode("utf-8", "replace")) for token in tokens]
+        sums = [sum(widths[:i]) for i in range(len(widths) + 1)]
+        got = attempt(tokens)
+        require(
+            isinstance(got, (list, tuple))
+            and len(got) == len(tokens)
+            and all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in got),
+            f"{len(tokens)} tokens: return a list of {len(tokens)} pairs, one for each token.",
+        )
+        compare(
+            [tuple(int(i) for i in pair) for pair in got],
+            right,
+            {
+                "Those are places of bytes: a character may be several bytes": ends,
+                "Those are the first and the last character: give one past the last": [
+                    (a, b - 1) for a, b in right
+                ],
+                "Missing are characters that began in an earlier token: a token that holds one "
+                "byte of a character covers it": begun,
+                "A cut character is counted twice: decode the joined bytes, not each token": list(
+                    pairwise(sums)
+                ),
+                "Those are pairs of (first, length): give one past the last": [
+                    (a, b - a) for a, b in right
+                ],
+            },
+            what=f"The list of the characters of {len(tokens)} tokens",
+        )
 
-    # Few short words and many long ones: the mean of the two ratios is far from the ratio of sums.
-    texts = [
-        "  ".join(_word(fresh, "abcdefgh", *lengths) for _ in range(n))
-        for n, lengths in ((fresh.integer(2, 4), (2, 4)), (fresh.integer(20, 40), (6, 9)))
-    ]
-    tokens = [len(encode(text)) for text in texts]
-    words = [len(text.split()) for text in texts]
-    compare(
-        attempt(texts, encode),
-        sum(tokens) / sum(words),
-        {
-            "a mean of the texts' ratios: a short text weighs as much as a long one. Sum, sum, "
-            "divide once": sum(t / w for t, w in zip(tokens, words, strict=True)) / 2,
-            "words per token: turn it over": sum(words) / sum(tokens),
-            "tokens per character: divide by the number of words": (
-                sum(tokens) / sum(map(len, texts))
-            ),
-            "counting empty words: split() without an argument takes several spaces as one": (
-                sum(tokens) / sum(len(text.split(" ")) for text in texts)
-            ),
-        },
-        what="The fertility",
-    )
 
-
-@exercise("02.6", title="text from tokens, one at a time")
+@exercise("02.4", title="text from tokens, one at a time")
 def stream_text(attempt, fresh: Fresh) -> None:
     data = "Zoë 它在 🗝️!".encode() + b"\xff ok" + "厨".encode()[: fresh.integer(1, 3)]
     cuts = sorted({0, len(data), *(int(i) for i in fresh.integers(1, len(data), 14))})
@@ -263,3 +184,83 @@ def _held(tokens: Sequence[bytes]) -> str:
 
     decode: Callable[..., str] = codecs.getincrementaldecoder("utf-8")("replace").decode
     return "".join(decode(token) for token in tokens)
+
+
+def _cuts(word: str, score: Mapping[str, float]) -> list[list[str]]:
+    if not word:
+        return [[]]
+    return [
+        [word[:end], *rest]
+        for end in range(1, len(word) + 1)
+        if word[:end] in score
+        for rest in _cuts(word[end:], score)
+    ]
+
+
+def _greedy(word: str, score: Mapping[str, float], best: bool) -> list[str] | None:
+    found = []
+    while word:
+        fits = [word[:n] for n in range(1, len(word) + 1) if word[:n] in score]
+        if not fits:
+            return None
+        found.append(max(fits, key=score.__getitem__) if best else fits[-1])
+        word = word[len(found[-1]) :]
+    return found
+
+
+@exercise("02.5", title="the most probable cut")
+def best_cut(attempt, fresh: Fresh) -> None:
+    near = {"h": -2.0, "e": -2.0, "n": -3.0, "s": -2.0, "he": -1.8, "en": -2.4, "ns": -5.0}
+    near |= {"hen": -6.0, "ens": -4.0, "nse": -6.0, "hens": -9.0}  # greedy ways go astray
+    score = {piece: near[piece] + float(fresh.uniform(1, low=-0.1, high=0.1)) for piece in near}
+    words = ["hens", "hense", "henhens", *(_word(fresh, "hens", 5, 8) for _ in range(6))]
+    cuts = [_cuts(word, score) for word in words]
+
+    def total(cut: list[str]) -> float:
+        return sum(score[piece] for piece in cut)
+
+    def chosen(value: Callable[[list[str]], Any]) -> list[list[str]]:
+        return [max(each, key=value) for each in cuts]
+
+    compare(
+        [attempt(word, lambda piece: score.get(piece, -math.inf), 4) for word in words],
+        chosen(total),
+        {
+            "That takes the longest piece from the left: compare whole cuts": (
+                lambda: [_greedy(word, score, best=False) for word in words]
+            ),
+            "That takes the most probable piece from the left: compare whole cuts": (
+                lambda: [_greedy(word, score, best=True) for word in words]
+            ),
+            "That takes the fewest pieces: compare the sums of log-probabilities": (
+                lambda: chosen(lambda cut: (-len(cut), total(cut)))
+            ),
+            "That takes the best mean of a piece: the probability of a cut is a product": (
+                lambda: chosen(lambda cut: total(cut) / len(cut))
+            ),
+            "That is the least probable cut: log-probabilities are negative, take the largest "
+            "sum": lambda: chosen(lambda cut: -total(cut)),
+        },
+        what="The list of the cuts of several words",
+    )
+    scores, asked = {"a": -1.0, "aa": -1.5}, 0
+
+    def counted(piece: str) -> float:
+        nonlocal asked
+        asked += 1
+        if asked > 20_000:
+            raise Wrong("too many")
+        return scores.get(piece, -math.inf)
+
+    got = attempt("aax", counted, 2)
+    require(got == [], "'aax' has no cut where x is no piece: return an empty list.")
+    try:
+        got = attempt("a" * 60, counted, 2)
+    except Wrong:
+        if asked > 20_000:
+            raise Wrong(
+                "More than 20,000 look-ups for a word of 60 letters: that lists all cuts. Keep the "
+                "best cut up to each place, and no other."
+            ) from None
+        raise
+    require(got == ["aa"] * 30, "A word of 60 letters a, pieces a and aa: the best cut is 30 aa.")
