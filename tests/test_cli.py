@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 import itertools
 import json
+import os
 import re
 import shlex
 import shutil

@@ -186,7 +186,8 @@ def execute_notebook(
     profile = resolve_profile(profile)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
-    notebook.metadata = nbformat.from_dict({"kernelspec": notebook.metadata.get("kernelspec", {})})
+    metadata: Any = nbformat.from_dict({"kernelspec": notebook.metadata.get("kernelspec", {})})
+    notebook.metadata = metadata
     client = NotebookClient(
         notebook,
         kernel_name="python3",
