@@ -4,7 +4,7 @@
 EXPECTED: dict[str, tuple[float, float]] = {
     "largest_prediction_error": (0.0, 0.1),
     "largest_part_error": (0.0, 0.1),
-    "by_hand_error": (0.0, 0.03),
+    "by_hand_error": (0.1975, 0.02),  # of a model of width 64; 1 % at width 256 below
     "simulation_error": (0.0, 1e-3),
     "gpt2_prediction_error": (0.0, 0.1),
     "bf16_scaler_equal": (1, 0),
