@@ -96,6 +96,20 @@ def test_a_folder_that_is_none_is_one_point(tmp_path):
     assert "cannot be opened" in cannot_write(tmp_path / "none.gguf")
 
 
+@pytest.mark.parametrize(
+    "scores",
+    [[], [1], {"test": 1}, {"test": {"against": 1}}, {"test": {"against": {"model": "x"}}}],
+)
+def test_card_says_in_a_sentence_that_an_evaluation_is_damaged(good, scores, tmp_path, capsys):
+    project = tmp_path / "mine"
+    shutil.copytree(good, project)
+    (project / "evaluation.json").write_text(json.dumps({"scores": scores}))
+    before = (project / "README.md").read_bytes()
+    assert here("card", project) == 2
+    assert "holds no scores against another model" in capsys.readouterr().err
+    assert (project / "README.md").read_bytes() == before
+
+
 def test_card_asks_for_an_evaluation_and_for_a_licence(good, tmp_path, capfd):
     project = tmp_path / "mine"
     shutil.copytree(good, project)

@@ -1,11 +1,13 @@
 """A folder of one's own text: what was planted in it is found, and what was not stays."""
 
+import dataclasses
 import hashlib
 import json
 
 import pytest
 from commands import here
 
+from labkit.commands import options
 from labkit.errors import LabError
 from labkit.text import (
     CountedForm,
@@ -163,6 +165,26 @@ def test_clean_writes_the_parts_and_says_why_files_went(dirty, tmp_path, capfd):
 
 
 # --- written out -------------------------------------------------------------------------------
+
+
+def test_no_document_is_lost_to_another_of_its_name(tmp_path):
+    """`a/b.txt` and `a_b.md` want one flat name, and `a_b_2.txt` has the next one already."""
+    folder, out = tmp_path / "mine", tmp_path / "out"
+    (folder / "a").mkdir(parents=True)
+    names = ["a/b.txt", "a_b.md", "a_b_2.txt", "A_B_2.md", *(f"{i}.txt" for i in range(16))]
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    for own, name in zip(letters, names, strict=False):  # digits would count as equal
+        (folder / name).write_text(" ".join(own + one + two for one in "xy" for two in letters))
+    assert here("clean", folder, "--out", out, "--test", 0.3) == 0
+    written = [path.read_text().split()[0] for path in out.glob("t*/*.txt")]
+    assert sorted(written) == [f"{own}xa" for own in letters[: len(names)]]
+
+
+def test_the_command_has_the_settings_and_defaults_of_the_function():
+    ours = {it.name: it.default for it in dataclasses.fields(Settings)}
+    theirs = {it.name: it.default for it in dataclasses.fields(options.Clean)}
+    assert ours == {name: theirs[name] for name in ours}
+    assert theirs.keys() - ours.keys() == {"folder", "out"}
 
 
 def test_counted_forms_learn_a_books_habits():

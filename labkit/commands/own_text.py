@@ -7,6 +7,7 @@ The held-out part is fixed here, before anything is trained: instructions for th
 its documents alone.
 """
 
+import dataclasses
 import json
 from collections import Counter
 from pathlib import Path
@@ -31,15 +32,8 @@ def clean(options: Clean) -> Tidied:
         raise LabError(
             f"{options.out} lies inside {options.folder}, which is read: choose an --out elsewhere"
         )
-    settings = Settings(
-        repeated=options.repeated,
-        least_words=options.least_words,
-        similarity=options.similarity,
-        test=options.test,
-        most_seen=options.most_seen,
-        mask=options.mask,
-        seed=options.seed,
-    )
+    names = [it.name for it in dataclasses.fields(Settings)]
+    settings = Settings(**{name: getattr(options, name) for name in names})
     tidied = tidy(options.folder, settings)
     write_tidied(tidied, options.out)
     reasons = Counter(_reason(why) for why in tidied.left_out.values())

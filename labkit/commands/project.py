@@ -19,6 +19,9 @@ from labkit.commands.shell import say
 from labkit.course.rubric import NO_LICENCE, lacking, model_of
 from labkit.errors import LabError
 
+#: What a score must hold for a row of the card.
+ROW = {"bits_per_byte", "low", "high", "documents"}
+
 
 def card(options: Card) -> list[str]:
     """Write README.md of a project; print what the rubric finds.
@@ -34,8 +37,8 @@ def card(options: Card) -> list[str]:
     if folder is None:
         raise LabError(f"{project} holds no tuned/model and no pretrained/model: train first")
     evaluation = _read(project / "evaluation.json")
-    scores = evaluation.get("scores", {})
-    if not scores or not all("against" in score for score in scores.values()):
+    scores = evaluation.get("scores")
+    if not isinstance(scores, dict) or not scores or not all(map(_complete, scores.values())):
         raise LabError(
             f"{project / 'evaluation.json'} holds no scores against another model: write it with "
             f"labkit evaluate {folder.parent} --data {project / 'text' / 'test'} --against smollm2 "
@@ -90,9 +93,15 @@ def _rows(project: Path, scores: dict[str, Any]) -> list[dict[str, str]]:
         rows += [_row(Path(source).name, "this model", score)]
         rows += [_row(Path(source).name, str(other["model"]), other)]
     compressed = _read(project / "compressed" / "score.json")
-    if "bits_per_byte" in compressed:
+    if compressed.keys() >= ROW:
         rows.append(_row("test", "compressed/model.gguf", compressed))
     return rows
+
+
+def _complete(score: Any) -> bool:
+    """Whether a row of the card can be made of a score, and one of what it was held against."""
+    both = (score, score.get("against")) if isinstance(score, dict) else ()
+    return bool(both) and all(isinstance(it, dict) and it.keys() >= ROW for it in both)
 
 
 def _row(text: str, who: str, score: dict[str, Any]) -> dict[str, str]:

@@ -15,6 +15,7 @@ Sources: Lee et al. 2022, arXiv:2107.06499 (copies); Brown et al. 2020, arXiv:20
 (runs of 13 words).
 """
 
+import itertools
 import json
 import re
 import warnings
@@ -274,11 +275,17 @@ def read_tidied(folder: str | Path) -> tuple[dict[str, str], dict[str, str], dic
 
 
 def _file_names(names: Sequence[str]) -> list[str]:
-    """Flat names of txt files, no two alike."""
-    flat = [Path(name).with_suffix("").as_posix().replace("/", "_") for name in names]
-    counts: Counter[str] = Counter()
+    """Flat names of txt files, no two alike, also where letters' case does not count.
+
+    >>> _file_names(["a/b.txt", "a_b.md", "a_b_2.txt"])
+    ['a_b.txt', 'a_b_2.txt', 'a_b_2_2.txt']
+    """
+    taken: set[str] = set()
     unique = []
-    for name in flat:
-        unique.append(f"{name}_{counts[name] + 1}.txt" if counts[name] else f"{name}.txt")
-        counts[name] += 1
+    for name in names:
+        flat = Path(name).with_suffix("").as_posix().replace("/", "_")
+        forms = (flat if n == 1 else f"{flat}_{n}" for n in itertools.count(1))
+        free = next(form for form in forms if form.casefold() not in taken)
+        taken.add(free.casefold())
+        unique.append(f"{free}.txt")
     return unique

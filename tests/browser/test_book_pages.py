@@ -3,7 +3,6 @@
 import hashlib
 import os
 import re
-import shutil
 import subprocess
 import sys
 
@@ -20,8 +19,6 @@ sync_api = pytest.importorskip(
 )
 pytest.importorskip("myst_nb", reason="needs Sphinx: pip install -r requirements-book.txt")
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 CHAPTERS = course.chapters()
 
 #: Of each formula that stands alone: how far it begins to the left of where one can scroll.
@@ -85,17 +82,6 @@ def book(request):
             assert done.stderr == "", "Sphinx warned"
             built.write_text(run)
     return folder
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        pytest.skip(f"no Chromium on this machine (looked for {', '.join(BROWSERS)})")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

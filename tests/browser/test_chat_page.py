@@ -1,7 +1,6 @@
 """A real Chromium on the page of `labkit serve`: chat, stop, bad token, a service that is gone."""
 
 import re
-import shutil
 
 import httpx
 import pytest
@@ -17,8 +16,6 @@ pytestmark = [pytest.mark.browser, pytest.mark.multi]
 sync_api = pytest.importorskip(
     "playwright.sync_api", reason="needs playwright: pip install -e .[test]"
 )
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 CONTEXT = 1024
 
 
@@ -42,17 +39,6 @@ def service(folder, tmp_path):
     yield address[0], process, kept
     process.kill()
     process.communicate(timeout=20)
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        pytest.skip(f"no Chromium on this machine (looked for {', '.join(BROWSERS)})")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

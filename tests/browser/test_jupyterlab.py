@@ -5,7 +5,6 @@ Screenshots of each stage stay in test-artefacts/.
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -28,7 +27,6 @@ sync_api = pytest.importorskip(
 )
 pytest.importorskip("jupyterlab", reason="needs JupyterLab: pip install -e .[lab]")
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -96,14 +94,6 @@ fig
 
 
 # --- fixtures ----------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser_path():
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        pytest.skip(f"no Chromium on this machine (looked for {', '.join(BROWSERS)})")
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -188,12 +178,12 @@ def wait_for_server(home: Path, process: subprocess.Popen) -> dict:
 
 
 @pytest.fixture
-def page(browser_path, tmp_path, artefacts):
+def page(chromium_path, tmp_path, artefacts):
     """One page of a Chromium with an empty profile."""
     with sync_api.sync_playwright() as playwright:
         context = playwright.chromium.launch_persistent_context(
             tmp_path / "profile",
-            executable_path=browser_path,
+            executable_path=chromium_path,
             headless=True,
             args=FLAGS,
             viewport={"width": 1280, "height": 1000},
