@@ -175,9 +175,11 @@ def test_no_document_is_lost_to_another_of_its_name(tmp_path):
     letters = "abcdefghijklmnopqrstuvwxyz"
     for own, name in zip(letters, names, strict=False):  # digits would count as equal
         (folder / name).write_text(" ".join(own + one + two for one in "xy" for two in letters))
-    assert here("clean", folder, "--out", out, "--test", 0.3) == 0
-    written = [path.read_text().split()[0] for path in out.glob("t*/*.txt")]
-    assert sorted(written) == [f"{own}xa" for own in letters[: len(names)]]
+    for seed in range(4):  # of the part that each is drawn for
+        part = out / str(seed)
+        assert here("clean", folder, "--out", part, "--test", 0.3, "--seed", seed) == 0
+        written = [path.read_text().split()[0] for path in part.glob("t*/*.txt")]
+        assert sorted(written) == [f"{own}xa" for own in letters[: len(names)]]
 
 
 def test_the_command_has_the_settings_and_defaults_of_the_function():
