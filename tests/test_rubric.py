@@ -35,6 +35,13 @@ def leak(project):
     inside.write_text(inside.read_text() + test.read_text())
 
 
+def reorder(project):
+    """A held-out text in pieces of twelve words, the last first: no run of 13 stands in both."""
+    words = sorted((project / "text" / "test").glob("*.txt"))[0].read_text().split()
+    pieces = [" ".join(words[i : i + 12]) for i in range(0, len(words), 12)]
+    (project / "text" / "train" / "again.txt").write_text(" ".join(reversed(pieces)))
+
+
 def private(project):
     file = sorted((project / "text" / "train").glob("*.txt"))[0]
     file.write_text(file.read_text() + "Write to mira@example.org.\n")
@@ -43,6 +50,7 @@ def private(project):
 BROKEN = {
     "no text": (lambda p: shutil.rmtree(p / "text"), "holds no tidied.json"),
     "a leak": (leak, "stand in training text, such as"),
+    "a copy in another order": (reorder, "is nearly text/train/again.txt"),
     "an address": (private, "looks like an e-mail address"),
     "no model": (lambda p: shutil.rmtree(p / "tuned"), "no tuned/model/ and no pretrained/model/"),
     "no evaluation": (lambda p: (p / "evaluation.json").unlink(), "no evaluation.json"),

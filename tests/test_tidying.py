@@ -11,6 +11,7 @@ from labkit.commands import options
 from labkit.errors import LabError
 from labkit.text import (
     CountedForm,
+    Tidied,
     example_folder,
     form_f1,
     hold_out,
@@ -18,6 +19,7 @@ from labkit.text import (
     spoken,
     tidy,
     without_repeated_lines,
+    write_tidied,
     written_lines,
 )
 from labkit.text.planted import ENCODINGS, FRAME
@@ -203,6 +205,19 @@ def test_lines_of_the_test_stand_in_no_training_line():
     assert len(written_lines(train)) == 2
     assert written_lines(test, without=train) == [("x " * 20).strip()]
     assert written_lines(["short\n" + "long " * 60]) == []
+
+
+def test_instruct_tests_on_no_line_that_training_has(tmp_path, capfd):
+    """Both documents hold the second line; the test may ask for the other ones alone."""
+    shared = "And he said unto them, Go forth, all of you."
+    train = {"a.txt": f"Then Samuel answered, Speak; for thy servant heareth.\n{shared}"}
+    test = {"b.txt": f"{shared}\nThe LORD is my shepherd; I shall not want anything."}
+    write_tidied(Tidied(train, test, {}), tmp_path / "text")
+    assert here("instruct", tmp_path / "text", "--out", tmp_path / "made") == 0
+    assert "2 instructions to train, 1 to test" in capfd.readouterr().out
+    asked = (tmp_path / "made" / "test.jsonl").read_text()
+    assert "shepherd" in asked
+    assert "Go forth" not in asked
 
 
 def test_f1_counts_words_as_they_are_written():
