@@ -1,7 +1,5 @@
 """Checkers of chapter 01, language models."""
 
-import math
-
 import torch
 
 from labkit.notebook.exercises import Fresh, compare, exercise, require
@@ -26,7 +24,7 @@ def text_log_probability(attempt, fresh: Fresh) -> None:
         {
             "the probability itself: return its logarithm, the sum of the logarithms": steps.prod(),
             "a sum of probabilities: multiply them, or add their logarithms": steps.sum(),
-            "of the right text with the answer in sight: the token itself belongs not to what "
+            "The answer was in sight: the token itself does not belong to what "
             "stands before it": seen.log().sum(),
             "without the first token: it has a probability too, after nothing": steps[1:]
             .log()
@@ -43,62 +41,7 @@ def text_log_probability(attempt, fresh: Fresh) -> None:
     compare(none, 0.0, what="The log-probability of the empty text")
 
 
-@exercise("01.2", title="add-k")
-def add_k(attempt, fresh: Fresh) -> None:
-    for V, k in ((7, 1.0), (12, 0.05)):
-        counts_V = fresh.integers(1, 9, V).double()
-        counts_V[fresh.permutation(V)[: V // 2]] = 0
-        total, types = counts_V.sum(), int((counts_V > 0).sum())
-        compare(
-            attempt(counts_V, k),
-            (counts_V + k) / (total + k * V),
-            {
-                "without k above the line: unseen tokens still have probability 0": (
-                    counts_V / (total + k * V)
-                ),
-                "not smoothed: k is missing": counts_V / total,
-                "raised by k once below the line: all V tokens were raised, so the total grows by "
-                "k V, and the result now sums to more than 1": (counts_V + k) / (total + k),
-                "divided by the old total: the probabilities sum to more than 1": (
-                    (counts_V + k) / total
-                ),
-                "with the number of seen tokens for V: every token of the vocabulary was raised, "
-                "seen or not": (counts_V + k) / (total + k * types),
-            },
-            what=f"The distribution for k = {k}",
-        )
-    got = attempt(torch.zeros(4, dtype=torch.float64), 0.5)
-    compare(got, torch.full((4,), 0.25), what="The distribution of a history that never occurred")
-
-
-@exercise("01.3", title="perplexity to bits per byte")
-def to_bits_per_byte(attempt, fresh: Fresh) -> None:
-    for _ in range(2):
-        perplexity = float(fresh.uniform(1, low=5.0, high=60.0))
-        tokens = fresh.integer(20, 60)
-        num_bytes = tokens * fresh.integer(2, 5) + 1
-        compare(
-            attempt(perplexity, tokens, num_bytes),
-            math.log2(perplexity) * tokens / num_bytes,
-            {
-                "in nats: take the logarithm to base 2": (
-                    math.log(perplexity) * tokens / num_bytes
-                ),
-                "bits per token: a token is not a byte": math.log2(perplexity),
-                "perplexity spread over the bytes: it is not a length, its logarithm is": (
-                    perplexity * tokens / num_bytes
-                ),
-                "upside down: bits of the whole text over its bytes, not the reverse": (
-                    math.log2(perplexity) * num_bytes / tokens
-                ),
-                "missing the number of tokens: the logarithm is the mean over tokens": (
-                    math.log2(perplexity) / num_bytes
-                ),
-            },
-        )
-
-
-@exercise("01.4", title="continuation counts")
+@exercise("01.2", title="continuation counts")
 def continuation(attempt, fresh: Fresh) -> None:
     for N, V in ((40, 6), (60, 9)):
         tokens = fresh.integers(0, V - 1, N)  # the last id never occurs
@@ -127,7 +70,7 @@ def continuation(attempt, fresh: Fresh) -> None:
         )
 
 
-@exercise("01.5", title="discount and interpolate")
+@exercise("01.3", title="discount and interpolate")
 def discounted(attempt, fresh: Fresh) -> None:
     for V, D in ((8, 0.75), (11, 0.4)):
         counts_V = fresh.integers(1, 7, V).double()
@@ -172,47 +115,46 @@ def discounted(attempt, fresh: Fresh) -> None:
     compare(got, lower_V, what="The distribution of a history that never occurred")
 
 
-@exercise("01.6", title="one step of an LSTM")
-def lstm_step(attempt, fresh: Fresh) -> None:
-    for D, H in ((3, 4), (5, 5)):
-        x, h, c = fresh.normal(D), fresh.normal(H), fresh.normal(H)
-        W, U, b = fresh.normal(4 * H, D), fresh.normal(4 * H, H), fresh.normal(4 * H)
-        z_i, z_f, z_g, z_o = (W @ x + U @ h + b).chunk(4)
-        i, f, g, o = z_i.sigmoid(), z_f.sigmoid(), z_g.tanh(), z_o.sigmoid()
-        c_new = f * c + i * g
-        got = attempt(x, h, c, W, U, b)
+def _windows(total: int, length: int, stride: int, first: int | None = None) -> list[tuple]:
+    found, scored = [], 0
+    while scored < total:
+        last = min(total, (first or length) if not found else scored + stride)
+        found.append((max(0, last - length), last, scored))
+        scored = last
+    return found
+
+
+@exercise("01.4", title="each token once")
+def scoring_windows(attempt, fresh: Fresh) -> None:
+    cases = [(10, 4, 2), (11, 4, 3), (3, 8, 4), (12, 4, 4)]
+    length = fresh.integer(9, 14)
+    cases += [(fresh.integer(40, 70), length, fresh.integer(3, 6)), (length, length, 3)]
+    for total, length, stride in cases:
+        right = _windows(total, length, stride)
+        starts = range(0, max(1, total - length + stride), stride)
+        apart = [(i, min(total, i + length), i) for i in range(0, total, length)]
+        twice = [(a, b, a) for a, b, _ in right]
+        ragged = [
+            (i, min(total, i + length), i if i == 0 else min(i - stride + length, total))
+            for i in starts
+        ]
+        got = attempt(total, length, stride)
         require(
-            isinstance(got, (tuple, list)) and len(got) == 2,
-            "Return a pair: the new h and the new c.",
-        )
-        no_state = (W @ x + b).chunk(4)
-        compare(
-            got[1],
-            c_new,
-            {
-                "with input and forget gate exchanged: the rows stand in the order i, f, g, o": (
-                    i * c + f * g
-                ),
-                "without tanh: the candidate g goes through tanh": f * c + i * z_g,
-                "made with a sigmoid for g: a candidate may be negative, so tanh": (
-                    f * c + i * z_g.sigmoid()
-                ),
-                "without memory: f * c is missing": i * g,
-                "without a forget gate": c + i * g,
-                "blind to h: the recurrent weights U are missing": (
-                    no_state[1].sigmoid() * c + no_state[0].sigmoid() * no_state[2].tanh()
-                ),
-                "the new h: return h first, then c": o * c_new.tanh(),
-            },
-            what="The new c",
+            isinstance(got, (list, tuple))
+            and all(isinstance(row, (list, tuple)) and len(row) == 3 for row in got),
+            "Return a list of triples (first, last, score_from).",
         )
         compare(
-            got[0],
-            o * c_new.tanh(),
+            [tuple(int(i) for i in row) for row in got],
+            right,
             {
-                "without tanh: h is o * tanh(c)": o * c_new,
-                "made from the old c": o * c.tanh(),
-                "without the output gate": c_new.tanh(),
+                "Windows side by side: the first targets of each have hardly any past": apart,
+                "Each window scores all it holds: targets in two windows are counted twice": twice,
+                "The last window is cut short: let it begin earlier, so that its targets have the "
+                "longest past": ragged,
+                "The first window scores only `stride` targets: it has nothing to skip": (
+                    _windows(total, length, stride, first=min(stride, length))
+                ),
             },
-            what="The new h",
+            what=f"The list of windows for {total} targets, length {length}, stride {stride}",
         )
