@@ -47,8 +47,8 @@ CLAIMS: dict[str, tuple[float, float]] = {
     "layers: dense, wide": (2.07, 2.13),
     "layers: experts, alone": (2.17, 2.22),
     "layers: experts, balanced": (2.18, 2.25),
-    "layers: dense, equal seconds": (1.95, 2.0),
-    "layers in use: experts, alone": (2.9, 5.1),
+    "layers: dense, equal seconds": (1.97, 2.03),
+    "layers in use: experts, alone": (3.3, 3.8),
     "layers in use: experts, balanced": (7.0, 8.0),
     "redraw_seconds": (0.0, 0.2),
 }
