@@ -18,71 +18,70 @@ SENTENCES = {
     "unseen verses from {verses_before|.2f} to {verses_after|.2f} nats a token; a byte of news "
     "costs it {news_before|.2f} bits before and {news_after|.2f} after.",
     "01": "On prose that none has read, 5-gram counts need {web_bible_5-gram|.2f} bits a byte, a "
-    "small Transformer {web_bible_Transformer|.2f}; mixed they need {-mixture_Transformer|.2f} less "
-    "than the counts. On stories, of which {storyworld_floor|.2f} is the least possible, counts "
-    "need {storyworld_5-gram|.2f}, the Transformer {storyworld_Transformer|.2f}.",
-    "02": "A Chinese story costs {token_premium_of_chinese|.1f} times the tokens of the same story "
-    "in English; of the vocabularies tried, {best_vocabulary|,} pieces gave the best model.",
-    "03": "Copying from the context: two layers of attention reach a loss of {loss: 1/√K|.3f}, one "
-    "layer {loss: one layer|.2f}, one that is trained longer {loss: one layer, longer|.2f}, and "
-    "layers whose weights are all equal {loss: all weights equal|.2f}.",
+    "small Transformer {web_bible_Transformer|.2f}; mixed they need {-mixture_Transformer|.2f} "
+    "less than the counts. On stories, of which {storyworld_floor|.2f} is the least possible, "
+    "counts need {storyworld_5-gram|.2f}, the Transformer {storyworld_Transformer|.2f}.",
+    "02": "A Chinese story costs {token_premium_of_chinese|.1f} times the tokens of the same "
+    "story in English; of the vocabularies tried, {best_vocabulary|,} pieces gave the best model.",
+    "03": "Copying from the context: two layers of attention reach a loss of {loss: 1/√K|.3f}, "
+    "one layer {loss: one layer|.2f}, one that is trained longer {loss: one layer, longer|.2f}, "
+    "and layers whose weights are all equal {loss: all weights equal|.2f}.",
     "04": "A GPT of forty lines, trained for a minute, needs {bits: GPT|.2f} bits a byte on text "
-    "that it has not read, counted pairs {bits: counted pairs|.2f}, counted 5-grams "
-    "{bits: counted 5-grams|.2f}, the two half and half {bits: GPT and 5-grams|.2f}.",
+    "that it has not read, counted pairs {bits: counted pairs|.2f}, counted 5-grams {bits: "
+    "counted 5-grams|.2f}, the two half and half {bits: GPT and 5-grams|.2f}.",
     "05": "Averaging the means of uneven micro-batches puts the gradient "
     "{mean_of_means_gradient_error|.0%} off; in chunks, a large vocabulary's loss takes "
     "{chunk_memory_ratio|.1f} times less memory.",
     "06": "After as many updates, each at a rate of its own, Muon ends at {muon|.2f} nats, AdamW "
     "at {adamw|.2f}, SGD at {sgd|.2f}; AdamW with Muon's time at {adamw_equal_time|.2f}.",
-    "07": "At one small budget, vectors of contrastive pretraining tell {topic contrastive|.0%} of "
-    "the topics, counted words {topic counting words|.0%}, causal ones {topic causal|.0%}; asked to "
-    "fill a gap, causal needs {fill causal|.2f} bits a byte, masked {fill masked|.2f}.",
+    "07": "At one small budget, vectors of contrastive pretraining tell {topic contrastive|.0%} "
+    "of the topics, counted words {topic counting words|.0%}, causal ones {topic causal|.0%}; "
+    "asked to fill a gap, causal needs {fill causal|.2f} bits a byte, masked {fill masked|.2f}.",
     "08": "A decoder pretrained in minutes needs {bits_per_byte this decoder|.2f} bits a byte, "
-    "5-gram counts {bits_per_byte 5-gram|.2f}; killed and resumed, all "
-    "{resumed_tensors_equal} tensors come out equal to the bit.",
+    "5-gram counts {bits_per_byte 5-gram|.2f}; killed and resumed, all {resumed_tensors_equal} "
+    "tensors come out equal to the bit.",
     "09": "Experts for each domain, weighted by how well they predicted the text so far, need "
     "{mean: scratch experts, posterior|.2f} bits a byte over all domains, one generalist with the "
     "training of all of them {mean: generalist, 4 units|.2f}.",
     "10": "Were two neighbouring words exchanged? An encoder with all parameters trained is right "
     "on {test, all parameters, live|.0%}, frozen with a head on {test, frozen, best layer|.0%}, "
-    "counted words on {test, words counted|.0%}, trigrams that search on "
-    "{test, trigram that searches|.0%}.",
+    "counted words on {test, words counted|.0%}, trigrams that search on {test, trigram that "
+    "searches|.0%}.",
     "11": "At equal updates full fine-tuning reaches {test, full|.0%} and LoRA {test, LoRA|.0%}; "
     "trained longer, {longer, full, 2e-04|.0%} and {longer, LoRA, 1e-03|.0%} (validation).",
     "12": "Seeing one word to either side, a softmax finds {long names, softmax|.0%} of the "
-    "longest names in code, with rules {long names, softmax + rules|.0%}, and a CRF "
-    "{long names, CRF|.0%}.",
-    "13": "With a path that copies, a small encoder-decoder puts verses of 1611 into today's English at BLEU "
-    "{recorded, copying|.0f}, without it at {recorded, plain|.0f} (recorded runs).",
-    "14": "An instruction-tuned LLM goes from {llm before|.0%} to {llm after|.0%} exact answers to "
-    "24 questions about code, in wordings that were not taught to {llm after, new wording|.0%}.",
-    "15": "Told five examples, a model names the topic of {order, worst|.0%} to {order, best|.0%} of "
-    "news, depending on which they are and in what order; told none, of {order, no example|.0%}.",
+    "longest names in code, with rules {long names, softmax + rules|.0%}, and a CRF {long names, "
+    "CRF|.0%}.",
+    "13": "With a path that copies, a small encoder-decoder puts verses of 1611 into today's "
+    "English at BLEU {recorded, copying|.0f}, without it at {recorded, plain|.0f} (recorded runs).",
+    "14": "An instruction-tuned LLM goes from {llm before|.0%} to {llm after|.0%} exact answers "
+    "to 24 questions about code, in wordings that were not taught to {llm after, new wording|.0%}.",
+    "15": "Told five examples, a model names the topic of {order, worst|.0%} to {order, best|.0%} "
+    "of news, depending on which they are and in what order; told none, of {order, no "
+    "example|.0%}.",
     "16": "Tasks learned one after the other, untold which one is asked: plain training ends at "
-    "{told False, plain|.0%}, replay at {told False, replay|.0%}, all at once at "
-    "{told False, all at once|.0%}, statistics that add up at {told False, discriminant|.0%}.",
+    "{told False, plain|.0%}, replay at {told False, replay|.0%}, all at once at {told False, all "
+    "at once|.0%}, statistics that add up at {told False, discriminant|.0%}.",
     "17": "The memory of an update is predicted to within {largest_prediction_error|.1%}; fp16 "
     "loses {underflow_share_unscaled|.0%} of a gradient's numbers to zero, with loss scaling "
     "{underflow_share_2_16|.2%}.",
     "18": "However a model is cut over four processes, its gradients are those of one (ZeRO 3: to "
-    "{ZeRO 3: gradients|.0e}); ZeRO 3 keeps {ZeRO 3, weights|.0%} of the weights on each and sends "
-    "{ZeRO 3, sent|.2f} times the model, data parallel {ZeRO 0, sent|.2f} times.",
-    "19": "In groups of 32, 4 bits a weight lose {lost, 4, 32|.3f} bits a byte, 2 bits "
-    "{lost, 2, 32|.2f}; with one scale for a whole matrix, {lost, 4, tensor|.3f} and "
-    "{lost, 2, tensor|.2f}.",
+    "{ZeRO 3: gradients|.0e}); ZeRO 3 keeps {ZeRO 3, weights|.0%} of the weights on each and "
+    "sends {ZeRO 3, sent|.2f} times the model, data parallel {ZeRO 0, sent|.2f} times.",
+    "19": "In groups of 32, 4 bits a weight lose {lost, 4, 32|.3f} bits a byte, 2 bits {lost, 2, "
+    "32|.2f}; with one scale for a whole matrix, {lost, 4, tensor|.3f} and {lost, 2, tensor|.2f}.",
     "20": "Guessing ahead writes text that repeats itself {speed, repeats itself, lookup|.1f} "
     "times as fast and news {speed, news, lookup|.1f} times, from exactly the same distribution.",
     "21": "Of thirty training runs with a planted bug, their curves beside six healthy ones give "
     "away {recorded, curve}, what an update does to the weights {recorded, updates}, learning one "
     "batch by heart {recorded, by heart}.",
-    "22": "On held-out sheets of a folder (the King James Version, which SmolLM2 has probably met), "
-    "5-gram counts need "
-    "{bits, counting, 5-gram|.2f} bits a byte, SmolLM2 as it came {bits, smollm2 as it came|.2f}, "
-    "and trained on the folder {bits, smollm2, trained|.2f}.",
-    "23": "With a checker for its only teacher a small model solves {recorded, group|.0%} of unseen "
-    "puzzles at the first try instead of {the start, pass@1|.0%}; learning its own right answers "
-    "brings {recorded, own right answers|.0%}, more supervision "
-    "{recorded, more supervision|.0%} (three recorded seeds).",
+    "22": "On held-out sheets of a folder (the King James Version, which SmolLM2 has probably "
+    "met), 5-gram counts need {bits, counting, 5-gram|.2f} bits a byte, SmolLM2 as it came {bits, "
+    "smollm2 as it came|.2f}, and trained on the folder {bits, smollm2, trained|.2f}.",
+    "23": "With a checker for its only teacher a small model solves {recorded, group|.0%} of "
+    "unseen puzzles at the first try instead of {the start, pass@1|.0%}; learning its own right "
+    "answers brings {recorded, own right answers|.0%}, more supervision {recorded, more "
+    "supervision|.0%} (three recorded seeds).",
     "24": "At one budget all filters together save a small model {network gain, all|.2f} bits a "
     "byte, the true labels of the planted junk {network gain, the labels|.2f}, and as many "
     "documents dropped at random {network gain, random|z.2f}.",
