@@ -34,9 +34,10 @@ SENTENCES = {
     "{chunk_memory_ratio|.1f} times less memory.",
     "06": "After as many updates, each at a rate of its own, Muon ends at {muon|.2f} nats, AdamW "
     "at {adamw|.2f}, SGD at {sgd|.2f}; AdamW with Muon's time at {adamw_equal_time|.2f}.",
-    "07": "At one small budget, vectors of contrastive pretraining tell {topic contrastive|.0%} "
-    "of the topics, counted words {topic counting words|.0%}, causal ones {topic causal|.0%}; "
-    "asked to fill a gap, causal needs {fill causal|.2f} bits a byte, masked {fill masked|.2f}.",
+    "07": "At one small budget, vectors of contrastive pretraining tell {topic contrastive|.0%} of "
+    "the topics, causal ones {topic causal|.0%}, counted words {topic counting words|.0%}, or "
+    "factored {topic LSA|.0%}; to fill a gap causal needs {fill causal|.2f} bits a byte, masked "
+    "{fill masked|.2f}, 5-grams {fill 5-gram, left side|.2f}.",
     "08": "A decoder pretrained in minutes needs {bits_per_byte this decoder|.2f} bits a byte, "
     "5-gram counts {bits_per_byte 5-gram|.2f}; killed and resumed, all {resumed_tensors_equal} "
     "tensors come out equal to the bit.",

@@ -33,6 +33,8 @@ CLAIMS: dict[str, tuple[float, float]] = {
     "topic contrastive": (0.755, 0.765),
     "topic counting words": (0.6, 0.64),
     "topic MiniLM": (0.835, 0.845),
+    "topic LSA": (0.81, 0.83),
+    "fill 5-gram, left side": (1.58, 1.62),
     "live topic causal": (0.3, 0.4),
     "neighbour counting words": (0.38, 0.41),
     "neighbour MiniLM": (0.58, 0.59),
