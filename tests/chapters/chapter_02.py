@@ -25,7 +25,7 @@ CLAIMS: dict[str, tuple[float, float]] = {
     "unigram_to_bpe_of_the_crate": (0.75, 0.85),
     "best_vocabulary": (8192, 8192),
     "bytes_worse_by": (0.4, 0.6),
-    "largest_vocabulary_worse_by": (0.05, 0.1),
+    "largest_vocabulary_worse_by": (0.03, 0.06),
     "lower_cased_gain": (0.005, 0.1),
     "lower_cased_ratio": (1.2, 1.7),
     "stripped_ratio": (1.8, 3.2),
