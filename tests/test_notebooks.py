@@ -1,8 +1,8 @@
 """Every chapter: one run under `smoke` serves every check on it; as committed, it is in order.
 
-The run is kept in test-artefacts/chapters/NAME-HASH/, where HASH is of the notebook's code, the
-package, the pins and the Python version: a second call of pytest checks the kept run. Remove the
-folder to force a new one.
+The run is kept in test-artefacts/chapters/NAME-HASH/, where HASH is of the notebook's code, its
+recorded rows, the package, the pins and the Python version: a second call of pytest checks the
+kept run. Remove the folder to force a new one.
 """
 
 import hashlib
@@ -81,6 +81,8 @@ def hash_of(chapter) -> str:
     for path in [*sorted(package.rglob("*.py*")), ROOT / "requirements.txt"]:
         if path.suffix in (".py", ".pyi", ".txt"):
             digest.update(path.read_bytes())
+    for path in sorted((ROOT / "data" / "recorded").glob(f"{chapter.number}_*.jsonl")):
+        digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 

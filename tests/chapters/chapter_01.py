@@ -9,6 +9,8 @@ EXPECTED: dict[str, tuple[float, float]] = {
     "undiscounted_mass": (1.036, 0.03),
     "storyworld_floor": (0.228, 0.02),
     "rate_LSTM": (0.04, 0.0),
+    "story_rate_Transformer": (0.005, 0.0),
+    "web_bible_whole_LSTM": (1.4804, 1e-3),
     "web_bible_5-gram": (2.01, 0.2),
     "storyworld_5-gram": (0.53, 0.08),
 }
