@@ -6,8 +6,10 @@
 one sentence on stderr. 130: stopped by hand. Modules load when their command runs.
 """
 
+import atexit
 import contextlib
 import dataclasses
+import gc
 import importlib.util
 import inspect
 import io
@@ -155,9 +157,13 @@ def _classify(options: commands.Classify) -> int:
 
 
 def _serve(options: commands.Serve) -> int:
-    from labkit.commands import serving
+    gc.disable()  # until it serves: clients wait for its imports
+    try:
+        from labkit.commands import serving
 
-    serving.serve(options)
+        serving.serve(options)
+    finally:
+        gc.enable()
     return 0
 
 
@@ -258,6 +264,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"labkit {labkit.__version__}")
         return 0
     warnings.showwarning = _show_warning
+    atexit.register(gc.freeze)  # an ending process needs no search through a million objects
     _end_tidily()
     try:
         chosen = parse(given)

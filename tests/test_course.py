@@ -12,10 +12,11 @@ import textwrap
 
 import nbformat
 import pytest
+from papermill import engines
 
 import labkit
 from labkit import course
-from labkit.course import editing, listing, syntax
+from labkit.course import editing, listing, running, syntax
 from labkit.course.__main__ import main
 from labkit.course.report import HIDE, SHOW, with_mathml
 from labkit.errors import LabError
@@ -156,6 +157,43 @@ def test_a_kernel_that_dies_is_said_in_one_sentence(tmp_path, capsys):
     write_chapter(tmp_path, "01_dies", "import os\nos._exit(1)")
     assert main(["execute", str(tmp_path / "01_dies.ipynb")]) == 1
     assert re.fullmatch(r"01_dies\.ipynb: .*[Kk]ernel died.*\n", capsys.readouterr().err)
+
+
+def test_a_run_whose_kernel_dies_keeps_what_it_had_shown(tmp_path):
+    write_chapter(tmp_path / "notebooks", "01_dies", "print('so far')", "import os\nos._exit(1)")
+    with pytest.raises(course.ChapterFailed, match="01_dies: DeadKernelError"):
+        course.run(
+            profile="smoke", out=tmp_path / "out", folder=tmp_path / "notebooks", progress=False
+        )
+    assert "so far" in (tmp_path / "out" / "01_dies.html").read_text()
+
+
+def test_a_run_writes_its_notebook_now_and_then_and_at_its_end(tmp_path, monkeypatch):
+    written = []
+    write = engines.write_ipynb
+    monkeypatch.setattr(
+        engines, "write_ipynb", lambda notebook, path: (write(notebook, path), written.append(path))
+    )
+    write_chapter(tmp_path / "notebooks", "01_long", *["40 + 2"] * 30)
+
+    def outputs_after_a_run(name):
+        out = tmp_path / name
+        course.run(profile="smoke", out=out, folder=tmp_path / "notebooks", progress=False)
+        cells = nbformat.read(out / "01_long.ipynb", as_version=4).cells
+        return sum("42" in str(cell.get("outputs")) for cell in cells)
+
+    assert outputs_after_a_run("out") == 30
+    assert len(written) <= 3  # it takes a second or two
+    monkeypatch.setattr(running, "SAVE_EVERY", 0)
+    assert outputs_after_a_run("often") == 30
+    assert len(written) > 60
+
+
+def test_imports_are_set_aside_from_the_search_for_unused_objects(tmp_path):
+    before = "import gc\nassert not gc.isenabled()"
+    after = "assert gc.isenabled()\nassert gc.get_freeze_count() > 100_000"
+    write_chapter(tmp_path, "01_good", before, START, after)
+    course.execute(tmp_path / "01_good.ipynb", tmp_path / "out.ipynb", profile="smoke")
 
 
 def test_chapters_by_number_and_name(tmp_path):

@@ -1,5 +1,6 @@
 """`labkit serve MODEL`: a language model over HTTP; `labkit collect FILE`: what its users left."""
 
+import gc
 import json
 
 from labkit.atomic import claim, write_text
@@ -54,6 +55,8 @@ def serve(options: Serve) -> None:
                 " put a server with TLS before it"
             )
 
+    gc.enable()  # off while it was imported and opened (labkit.__main__)
+    gc.freeze()
     run(
         opened,
         name,

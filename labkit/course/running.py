@@ -7,6 +7,7 @@
 A chapter that fails is named with its cell and its error; the others still run.
 """
 
+import functools
 import os
 import tempfile
 import time
@@ -112,13 +113,16 @@ def _run_headlessly(
 ) -> str | None:
     """Run a chapter into `written`; return what went wrong."""
     import papermill
+    from papermill.engines import papermill_engines
     from papermill.exceptions import PapermillExecutionError
 
+    papermill_engines.register(_ENGINE, _engine())
     try:
         papermill.execute_notebook(
             str(chapter.path),
             str(written),
             parameters={"profile": profile, "seed": seed},
+            engine_name=_ENGINE,
             kernel_name="python3",
             language="python",
             cwd=str(chapter.path.parent),
@@ -137,12 +141,51 @@ def _run_headlessly(
     return None
 
 
+_ENGINE = "labkit"
+
+#: Seconds between two saves of a chapter that is being run.
+SAVE_EVERY = 10
+
+
+@functools.cache
+def _engine() -> Any:
+    """Papermill's engine, which writes the notebook now and then and at its end.
+
+    Papermill writes it before and after every cell, of text or of code: 160 times a chapter.
+    """
+    from papermill.engines import NBClientEngine
+
+    class Engine(NBClientEngine):
+        @classmethod
+        def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, **options: Any) -> None:
+            save = nb_man.save
+
+            def save_now_and_then(**changes: Any) -> None:
+                if (nb_man.now() - nb_man.last_save_time).total_seconds() >= SAVE_EVERY:
+                    save(**changes)
+
+            nb_man.save = save_now_and_then
+            try:
+                super().execute_managed_notebook(nb_man, kernel_name, **options)
+            finally:
+                nb_man.save = save  # what follows, papermill's last save, writes whatever there is
+
+    return Engine
+
+
 def _one_line(said: object) -> str:
     return " ".join(str(said).split())[:300]
 
 
-#: ipykernel 7 warns at every start that local sockets carry plain text; only errors are news here.
-_KERNEL_ARGUMENTS = ["--IPKernelApp.log_level=ERROR"]
+#: The kernel keeps its own log to itself: ipykernel 7 warns at every start that local sockets carry
+#: plain text, and calls it an error when it is told to end while it still answers. What a cell
+#: raises, and a kernel that dies, are reported all the same.
+#: Until `start`, which follows the imports of each chapter, nothing is searched for unused objects:
+#: among the million that torch and transformers make, those searches are a fifth of their import.
+_KERNEL_ARGUMENTS = [
+    "--IPKernelApp.log_level=CRITICAL",
+    "--IPKernelApp.exec_lines=import gc; gc.disable()",
+]
 
 
 def execute(path: Path | str, out: Path | str, profile: str = "cpu") -> dict[str, Any]:

@@ -1,5 +1,8 @@
 """`start`: the first call of a chapter. It chooses the device, seeds everything and says so."""
 
+import atexit
+import functools
+import gc
 import os
 import platform
 import time
@@ -126,6 +129,7 @@ def start(profile: str = "auto", seed: int = 0, chapter: str = "") -> Lab:
         The Lab: profile, device, precision, seed, chapter.
     """
     profile = profiles.resolve_profile(profile)
+    _set_imports_aside()
     runtime.seed_everything(seed)
     device = runtime.pick_device("auto" if profile == "gpu" else "cpu")
     lab = Lab(profile, device, runtime.pick_precision(device), seed, chapter)
@@ -152,6 +156,18 @@ def start(profile: str = "auto", seed: int = 0, chapter: str = "") -> Lab:
     html = f"<style>{DARK}</style>{shown._repr_html_()}"
     display({"text/html": html, "text/plain": repr(shown)}, raw=True)
     return lab
+
+
+@functools.cache
+def _set_imports_aside() -> None:
+    """From now on no search for unused objects goes through those of the imports.
+
+    They are a million by now. Where a chapter runs headlessly nothing searched while they came
+    (`labkit.course.running`), and nothing has to when the process ends.
+    """
+    gc.enable()
+    gc.freeze()
+    atexit.register(gc.freeze)
 
 
 def seconds_since_start() -> float:

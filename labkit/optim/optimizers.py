@@ -11,8 +11,8 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
+from labkit import runtime
 from labkit.errors import LabError
 from labkit.models.adapting.strategies import rate_scales
 from labkit.optim.adamw8bit import AdamW8bit
@@ -78,7 +78,7 @@ def build(
         LabError: nothing is trainable, or an unknown optimizer.
     """
     groups = parameter_groups(model, weight_decay)
-    if optimizer == "sgd" and any(isinstance(p, DTensor) for p in model.parameters()):
+    if optimizer == "sgd" and any(runtime.is_sharded(p) for p in model.parameters()):
         fused = False  # torch's fused SGD does not know how to shard
     if optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=eps, fused=fused)
@@ -98,4 +98,4 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     """L2 norm over all gradients together, as one vector (a scalar tensor; sharded ones too)."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = nn.utils.get_total_norm(gradients)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    return runtime.whole_tensor(norm)

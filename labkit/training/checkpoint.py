@@ -26,8 +26,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
+from labkit import runtime
 from labkit.atomic import is_disk_full
 from labkit.errors import LabError
 
@@ -170,10 +170,6 @@ def prune(folder: str | os.PathLike, keep: int) -> None:
 # --- what a training run is made of ------------------------------------------------------------
 
 
-def _whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
 @torch.no_grad()
 def _assign(target: Tensor, value: Tensor, name: str) -> None:
     if target.shape != value.shape:
@@ -182,7 +178,9 @@ def _assign(target: Tensor, value: Tensor, name: str) -> None:
             "the model: use the config that the checkpoint was trained with"
         )
     value = value.to(device=target.device, dtype=target.dtype)
-    if isinstance(target, DTensor):
+    if runtime.is_sharded(target):
+        from torch.distributed.tensor import distribute_tensor
+
         value = distribute_tensor(value, target.device_mesh, target.placements)
     target.copy_(value)
 
@@ -196,7 +194,8 @@ def _named_tensors(model: nn.Module) -> Tensors:
 
 def model_tensors(model: nn.Module) -> Tensors:
     """Return the unsharded state by name; under FSDP every rank must call it."""
-    return {name: _whole(tensor.detach()) for name, tensor in _named_tensors(model).items()}
+    named = _named_tensors(model).items()
+    return {name: runtime.whole_tensor(tensor.detach()) for name, tensor in named}
 
 
 def load_model(model: nn.Module, tensors: Tensors) -> None:
@@ -220,7 +219,7 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> Ten
     """Return the optimiser's tensors as `<parameter name>/<entry>`; unsharded."""
     names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
     return {
-        f"{names[p]}/{entry}": _whole(torch.as_tensor(value))
+        f"{names[p]}/{entry}": runtime.whole_tensor(torch.as_tensor(value))
         for p, state in optimizer.state.items()
         for entry, value in state.items()
     }

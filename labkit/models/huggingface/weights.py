@@ -195,8 +195,10 @@ def filled(
     ours = {}
     for name, parts in used_names(config, family, theirs).items():
         if name in expected and all(part in theirs for part in parts):
-            values = [theirs[part].float() for part in parts]
-            value = torch.cat([v.T if _transposed(family, name) else v for v in values])
+            values = [theirs[part] for part in parts]
+            if _transposed(family, name):
+                values = [value.T for value in values]
+            value = torch.cat(values, out=torch.empty(0))  # fp32, in memory of its own: one copy
             if name.endswith("positions.weight"):
                 value = value[FAMILIES[family].unused_positions :]
             ours[name] = value

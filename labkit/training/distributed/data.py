@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from labkit import runtime
@@ -53,6 +52,8 @@ def parallelise(step: Step, here: runtime.World, how: str) -> nn.Module:
         # Ours use every parameter in each pass; others may not.
         ours = isinstance(step.model, Transformer | EncoderDecoder)
         return DistributedDataParallel(step, find_unused_parameters=not ours)
+    from torch.distributed.fsdp import fully_shard
+
     for tensor in [*step.parameters(), *step.buffers()]:
         dist.broadcast(tensor.detach(), src=0)
     for block in blocks(step):
