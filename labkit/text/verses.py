@@ -18,12 +18,14 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from labkit.errors import LabError
 from labkit.text import cleaning
+from labkit.text.remembered import remembered
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
@@ -77,9 +79,21 @@ def verses(
 def _apart(rows: list[dict], held: list[dict]) -> list[dict]:
     """Rows of which neither side is (nearly) one of the held rows'."""
     for side in ("text", "target"):
-        twin = twins([row[side] for row in rows], [row[side] for row in held])
-        rows = [row for row, is_twin in zip(rows, twin, strict=True) if not is_twin]
+        texts, others = [row[side] for row in rows], [row[side] for row in held]
+        gone = set(_twin_places(texts, others))
+        rows = [row for i, row in enumerate(rows) if i not in gone]
     return rows
+
+
+def _twin_places(texts: list[str], held: list[str]) -> list[int]:
+    """Indices of the texts that have a twin; the search takes a second and is made once."""
+
+    def search() -> list[int]:
+        return [i for i, is_twin in enumerate(twins(texts, held)) if is_twin]
+
+    code = (Path(file).read_bytes() for file in (__file__, cleaning.__file__))
+    causes = (*code, *texts, b"held", *held)
+    return remembered("verses", causes, search, lambda it: set(it) <= set(range(len(texts))))
 
 
 def twins(texts: Sequence[str], held: Sequence[str]) -> list[bool]:
