@@ -24,10 +24,6 @@ import torch.distributed as dist
 
 from labkit.errors import LabError
 
-# Tensors of 2 MB and more lie in pages of 2 MB where Linux has them: a GB that is touched for the
-# first time is 512 pages to fetch, not 262,144. torch reads this at its first allocation.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-
 PRECISIONS = ("fp32", "bf16", "fp16")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -1,10 +1,8 @@
 """runtime: devices, precision, random numbers, ranks."""
 
-import os
 import random
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -72,28 +70,6 @@ def test_peak_memory_is_that_of_the_process_not_of_its_parent():
     )
     done = subprocess.run([sys.executable, "-c", parent], capture_output=True, check=True)
     assert int(done.stdout) < 500e6
-
-
-HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-
-
-@pytest.mark.skipif(
-    not HUGE_PAGES.exists() or "[never]" in HUGE_PAGES.read_text(),
-    reason="this kernel has no transparent huge pages to give",
-)
-def test_large_tensors_lie_in_huge_pages():
-    child = (
-        "import torch; from labkit import runtime; held = torch.ones(2**26);"
-        "print(*[line for line in open('/proc/self/smaps_rollup') if 'AnonHuge' in line])"
-    )
-    plain = {k: v for k, v in os.environ.items() if k != "THP_MEM_ALLOC_ENABLE"}
-    kilobytes = []
-    for chosen in ({"THP_MEM_ALLOC_ENABLE": "0"}, {}):
-        done = subprocess.run(
-            [sys.executable, "-c", child], env=plain | chosen, capture_output=True, check=True
-        )
-        kilobytes.append(int(done.stdout.split()[1]))
-    assert kilobytes[0] < 2**16 < kilobytes[1]  # the tensor has 2^18
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")
