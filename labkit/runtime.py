@@ -16,13 +16,16 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
 from labkit.errors import LabError
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -266,7 +269,7 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
-def is_sharded(tensor: torch.Tensor) -> bool:
+def is_sharded(tensor: torch.Tensor) -> TypeGuard["DTensor"]:
     """Whether each rank holds a part of this tensor (torch's DTensor)."""
     if not dist.is_initialized():
         return False  # there are none; and the import below takes 0.4 s
@@ -277,7 +280,7 @@ def is_sharded(tensor: torch.Tensor) -> bool:
 
 def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """All of a tensor whose parts the ranks hold, on every rank; any other as it is."""
-    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
 def duration(seconds: float) -> str:
