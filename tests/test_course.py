@@ -160,12 +160,13 @@ def test_a_kernel_that_dies_is_said_in_one_sentence(tmp_path, capsys):
 
 
 def test_a_run_whose_kernel_dies_keeps_what_it_had_shown(tmp_path):
-    write_chapter(tmp_path / "notebooks", "01_dies", "print('so far')", "import os\nos._exit(1)")
+    shown = "print(6 * 7, 'shown')"
+    write_chapter(tmp_path / "notebooks", "01_dies", shown, "import os\nos._exit(1)")
     with pytest.raises(course.ChapterFailed, match="01_dies: DeadKernelError"):
         course.run(
             profile="smoke", out=tmp_path / "out", folder=tmp_path / "notebooks", progress=False
         )
-    assert "so far" in (tmp_path / "out" / "01_dies.html").read_text()
+    assert "42 shown" in (tmp_path / "out" / "01_dies.html").read_text()
 
 
 def test_a_run_writes_its_notebook_now_and_then_and_at_its_end(tmp_path, monkeypatch):

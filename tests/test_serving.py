@@ -1,6 +1,7 @@
 """`labkit serve` as its clients meet it: in a process of its own, by OpenAI's client and others."""
 
 import asyncio
+import gc
 import json
 import re
 import signal
@@ -19,6 +20,7 @@ from starlette.testclient import TestClient
 from training import tiny_model
 
 import labkit
+from labkit.__main__ import main
 from labkit.models.huggingface import save_pretrained
 from labkit.serving import Kept, Limits, TextPieces, build_app
 from labkit.serving.gate import Gate
@@ -648,3 +650,16 @@ def test_pieces_of_a_text_are_whole_letters_and_add_up(stops):
     assert not any("�" in piece for piece in sent)
     plain = [tokenizer.decode([token]) for token in tokenizer.encode(text)]
     assert any("�" in piece for piece in plain), "token by token, letters break"
+
+
+def test_a_service_searches_for_unused_objects_again_once_it_serves(folder, monkeypatch):
+    seen = []
+    monkeypatch.setattr("labkit.serving.serve", lambda *_, **__: seen.append(gc.isenabled()))
+    assert main(["serve", str(folder)]) == 0
+    monkeypatch.setattr(
+        "labkit.commands.serving.load", lambda *_, **__: seen.append(gc.isenabled())
+    )
+    with pytest.raises(AttributeError):  # what was opened here is None
+        main(["serve", str(folder)])
+    assert seen == [True, False]
+    assert gc.isenabled()
