@@ -3,6 +3,7 @@ from . import chapter as chapter
 from . import editing as editing
 from . import fingerprints as fingerprints
 from . import form as form
+from . import kernels as kernels
 from . import listing as listing
 from . import pictures as pictures
 from . import profiles as profiles

@@ -73,9 +73,12 @@ def run(
             "give another folder, such as runs/course"
         )
     target.mkdir(parents=True, exist_ok=True)
+    from labkit.course import kernels
+
+    manager = kernels.manager_of(profile)
     results: dict[str, dict[str, Any]] = {}
     for chapter in chosen:
-        results[chapter.name] = _run_one(chapter, profile, seed, target, progress)
+        results[chapter.name] = _run_one(chapter, profile, seed, target, progress, manager)
         write_json(target / "metrics.json", results)
         write_text(target / "index.html", report.index_page(chosen, results, profile))
     failed = [f"{name}: {it['error']}" for name, it in results.items() if "error" in it]
@@ -85,12 +88,12 @@ def run(
 
 
 def _run_one(
-    chapter: Chapter, profile: str, seed: int, out: Path, progress: bool
+    chapter: Chapter, profile: str, seed: int, out: Path, progress: bool, manager: type
 ) -> dict[str, Any]:
     written = out / chapter.path.name
     written.unlink(missing_ok=True)  # an older run must not speak for this one
     began = time.perf_counter()
-    error = _run_headlessly(chapter, written, profile, seed, progress)
+    error = _run_headlessly(chapter, written, profile, seed, progress, manager)
     result: dict[str, Any] = {
         "seconds": round(time.perf_counter() - began, 2),
         "peak_rss_mb": None,
@@ -109,14 +112,15 @@ def _run_one(
 
 
 def _run_headlessly(
-    chapter: Chapter, written: Path, profile: str, seed: int, progress: bool
+    chapter: Chapter, written: Path, profile: str, seed: int, progress: bool, manager: type
 ) -> str | None:
-    """Run a chapter into `written`; return what went wrong."""
+    """Run a chapter into `written`, in a kernel of `manager`; return what went wrong."""
     import papermill
     from papermill.engines import papermill_engines
     from papermill.exceptions import PapermillExecutionError
 
     papermill_engines.register(_ENGINE, _engine())
+    options: dict[str, Any] = {"kernel_manager_class": manager}
     try:
         papermill.execute_notebook(
             str(chapter.path),
@@ -129,6 +133,7 @@ def _run_headlessly(
             progress_bar={"desc": chapter.name, "unit": "cell"} if progress else False,  # type: ignore[arg-type]
             log_output=False,
             extra_arguments=_KERNEL_ARGUMENTS,
+            **options,
         )
     except PapermillExecutionError as failure:
         # The parameters that papermill injects are a cell of their own, which the notebook has not.
