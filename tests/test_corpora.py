@@ -400,28 +400,33 @@ def test_a_text_that_only_speaks_of_the_divider_is_not_divided(tmp_path):
     assert len(files.documents(tmp_path)) == 1
 
 
-def test_the_search_for_twins_is_made_once(tmp_path, monkeypatch):
-    """Its answer is kept, by the texts' content; a damaged or unwritable cache changes nothing."""
+def test_news_are_repaired_and_searched_for_twins_once(tmp_path, monkeypatch):
+    """The answer is kept, by the articles; a damaged or unwritable cache changes nothing."""
     from labkit.text import cleaning, corpora
 
     monkeypatch.setenv("LABKIT_CACHE", str(tmp_path))
-    searched = []
-    search = cleaning.deduplicate
+    searched, cleaned = [], []
+    search, clean = cleaning.deduplicate, cleaning.clean
     monkeypatch.setattr(cleaning, "deduplicate", lambda t: searched.append(len(t)) or search(t))
+    monkeypatch.setattr(cleaning, "clean", lambda t: cleaned.append(t) or clean(t))
 
-    def report():
+    def found():
         corpora._bbc_unique.cache_clear()
-        return corpora.duplicates("bbc_news")
+        return corpora.duplicates("bbc_news"), corpora.fingerprint("bbc_news")
 
-    found = report()
-    assert found == report()
-    assert searched == [found.read], "the second time it is read"
-    (kept,) = tmp_path.glob("twins-*.json")
-    for damage in ("", "[[1], 2, 3]"):
+    first = found()
+    assert first == found()
+    assert searched == [first[0].read] == [len(cleaned)], "the second time it is read"
+    (kept,) = tmp_path.glob("bbc_news-*.json")
+    whole = json.loads(kept.read_text())
+    fewer, none = [whole[0][1:], *whole[1:]], [[[i, 5] for i, _ in whole[0]], *whole[1:]]
+    for damage in ("", "[[1], 2, 3]", json.dumps(fewer), json.dumps(none)):
         kept.write_text(damage)
-        assert report() == found, damage
+        assert found() == first, damage[:20]
+    assert len(cleaned) == 5 * first[0].read
+    assert searched == [first[0].read], "twins are remembered for themselves"
     monkeypatch.setenv("LABKIT_CACHE", str(kept))  # a file: no folder can be made there
-    assert report() == found
+    assert found() == first
 
 
 def test_the_search_for_twins_in_python_source_is_made_once(tmp_path, monkeypatch):

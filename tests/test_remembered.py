@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from labkit.text import verses
+from labkit.text import corpora, verses, word_order
 from labkit.text.remembered import remembered
 
 
@@ -63,3 +63,38 @@ def test_twins_of_verses_are_searched_once(cache, monkeypatch):
     other = pairs(validation=("Ruth",), test=("Jude",))
     assert len(searched) > 4
     assert other["test"] != first["test"]
+
+
+def test_sentences_of_the_word_order_task_are_made_once(cache, monkeypatch):
+    made = []
+    make = word_order.examples
+    monkeypatch.setattr(
+        word_order, "examples", lambda text, seed: made.append(text) or make(text, seed)
+    )
+
+    def rows(name="storyworld", **options):
+        splits = word_order.word_order(name, **options)
+        return {split: part.to_dict() for split, part in splits.items()}
+
+    first = rows()
+    assert len(made) == sum(len(it) for it in corpora.load("storyworld").values())
+    count = len(made)
+    assert rows() == first
+    assert len(made) == count
+    assert rows(seed=1) != first
+    assert len(made) == 2 * count
+    (kept, _) = sorted(cache.glob("word_order-*.json"), key=lambda file: file.stat().st_mtime)
+    damaged = json.loads(kept.read_text())
+    damaged["test"][0][3] = 10**6  # of no document
+    kept.write_text(json.dumps(damaged))
+    assert rows() == first
+    assert len(made) == 3 * count
+
+
+def test_nobody_elses_sentences_are_kept(cache, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mine")
+    for i in range(30):
+        text = f"my friend number {i} told me about a very long summer."
+        (folder / f"{i}.txt").write_text(text)
+    assert len(word_order.word_order(str(folder))["train"]) > 5
+    assert not any("friend" in file.read_text() for file in cache.glob("*"))
