@@ -97,6 +97,39 @@ def test_a_new_head_goes_on_an_old_encoder():
 
 
 @pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"num_labels": 4, "pooling": "first"}, ("pooler.weight", "classifier.weight")),
+        ({"vocabulary_head": True}, ("transform.dense.weight",)),
+    ],
+    ids=["classifier", "vocabulary"],
+)
+def test_of_an_old_encoder_only_the_new_parts_are_drawn(changes, parts):
+    old = Transformer(TransformerConfig.bert(**TINY, vocabulary_head=False)).eval()
+    source = to_huggingface(old)
+    before = {name: value.clone() for name, value in source.state_dict().items()}
+    torch.manual_seed(3)
+    new = from_huggingface(source, **changes)
+    after = torch.rand(())
+    torch.manual_seed(3)
+    state = new.state_dict()
+    for name in parts:
+        drawn = torch.empty_like(state[name]).normal_(std=new.config.initializer_range)
+        assert torch.equal(state[name], drawn), name
+        assert not state[name.replace("weight", "bias")].any()
+    assert torch.equal(after, torch.rand(())), "nothing else takes random numbers"
+    if new.lm_head is not None:
+        assert torch.equal(new.transform.norm.weight, torch.ones(TINY["d_model"]))
+        assert new.lm_head.weight is new.embedding.weight
+        assert not new.lm_head.bias.any()
+    assert all(p.requires_grad and not p.is_meta for p in new.parameters())
+    with torch.no_grad():
+        for parameter in new.parameters():
+            parameter.zero_()
+    assert all(torch.equal(source.state_dict()[name], value) for name, value in before.items())
+
+
+@pytest.mark.parametrize(
     ("config", "reason"),
     [
         (TransformerConfig(**TINY, activation="swiglu"), "activation='swiglu'"),

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from labkit.errors import LabError
 from labkit.models.config import TransformerConfig
@@ -171,7 +171,7 @@ def filled(
         config: its shape.
         family: one of `FAMILIES`.
         theirs: tensors under the names of the family's class with a head.
-        fresh: beginnings of the names that may be missing; they start from random weights.
+        fresh: beginnings of the names that may be missing; they alone start from random weights.
 
     Returns:
         The model, in evaluation mode, fp32.
@@ -211,13 +211,23 @@ def filled(
                 f"{name} has shape {tuple(value.shape)} in the weights and"
                 f" {tuple(expected[name].shape)} by the config; they belong to different models"
             )
-    if all(name in TIED for name in missing):
-        model.load_state_dict(ours, strict=False, assign=True)
-        model.rebuild()
-    else:
-        model = _new(config)
-        model.load_state_dict(ours, strict=False)
+    model.load_state_dict(ours, strict=False, assign=True)
+    model.rebuild()
+    _begin_new_parts(model)
     return model.eval()
+
+
+def _begin_new_parts(model: Model) -> None:
+    """Give what came from no file its first weights, as `Transformer` begins them, in place."""
+    for module in model.modules():
+        for name, empty in list(module.named_parameters(recurse=False)):
+            if empty.is_meta:
+                new = torch.zeros(empty.shape)
+                if empty.dim() > 1:
+                    nn.init.normal_(new, std=model.config.initializer_range)
+                elif name == "weight":  # of a norm
+                    nn.init.ones_(new)
+                module.register_parameter(name, nn.Parameter(new))
 
 
 def used_names(
