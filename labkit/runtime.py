@@ -37,11 +37,17 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def pick_device(name: str = "auto") -> torch.device:
     """Return the device by name; `auto` takes CUDA where there is one, else the CPU.
 
+    The environment variable LABKIT_DEVICE (cpu or cuda) says what `auto` means, in this process and
+    in those that it starts.
+
     Raises:
         LabError: the device is unknown or absent on this machine.
     """
     if name == "auto":
-        name = f"cuda:{world().local_rank}" if torch.cuda.is_available() else "cpu"
+        cuda = torch.cuda.is_available()
+        name = os.environ.get("LABKIT_DEVICE") or ("cuda" if cuda else "cpu")
+        if name == "cuda" and cuda:
+            name = f"cuda:{world().local_rank}"
     try:
         device = torch.device(name)
     except RuntimeError:

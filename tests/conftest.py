@@ -33,6 +33,13 @@ def _same_random_numbers():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _every_device():
+    """A chapter's `start` says that what comes after it is on the CPU: not so the next test."""
+    yield
+    os.environ.pop("LABKIT_DEVICE", None)
+
+
 def pytest_collection_modifyitems(items):
     without_gpu = pytest.mark.skip(reason="needs a CUDA device, this machine has none")
     for item in items:

@@ -21,6 +21,26 @@ def test_unknown_names_are_named():
         runtime.seed_everything(-1)
 
 
+def test_the_environment_says_what_auto_means(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert runtime.pick_device() == torch.device("cuda:0")
+    for said, found in (("cpu", "cpu"), ("cuda", "cuda:0"), ("", "cuda:0")):
+        monkeypatch.setenv("LABKIT_DEVICE", said)
+        assert runtime.pick_device() == torch.device(found), said
+        assert runtime.pick_device("cuda:1") == torch.device("cuda:1"), "a name is a name"
+    monkeypatch.setenv("LABKIT_DEVICE", "cuda")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert runtime.pick_device() == torch.device("cuda:1"), "each rank has its own"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(LabError, match="device 'cuda' is absent"):
+        runtime.pick_device()
+    monkeypatch.setenv("LABKIT_DEVICE", "toaster")
+    with pytest.raises(LabError, match="device 'toaster' is unknown"):
+        runtime.pick_device()
+
+
 def test_random_state_round_trip():
     runtime.seed_everything(5)
     torch.rand(3)

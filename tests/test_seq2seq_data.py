@@ -1,5 +1,6 @@
 """Verses, headlines, docstrings: aligned pairs, nothing in two parts, readers that know nothing."""
 
+import ast
 import doctest
 
 import numpy as np
@@ -183,6 +184,17 @@ def test_a_function_is_shown_without_what_is_said_of_it():
     assert found["later"].target == "Return the day some months later."
     assert found["wait"].text == "async def wait(seconds):\n    await sleep(seconds)"
     assert list(docstrings.functions("def broken(:")) == []
+
+
+def test_a_function_with_a_string_that_begins_further_left_still_parses():
+    source = (
+        "class Page:\n    def top(self, name):\n        'Give the top of the page.'\n"
+        "        text = fQQQ\n<h1>\n  {name}QQQ\n        return text\n"
+    ).replace("QQQ", '"' * 3)
+    (found,) = docstrings.functions(source)
+    assert found.text.startswith("def top(self, name):\n    text = ")
+    assert found.text.splitlines()[2:] == ["<h1>", '  {name}"""', "    return text"]
+    assert ast.parse(found.text).body[0].name == "top"
 
 
 def test_docstrings_are_split_by_file_and_nothing_is_in_two_parts(code):

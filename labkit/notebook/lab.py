@@ -39,6 +39,7 @@ _current: dict[str, Any] = {
     "chapter": "",
     "profile": "",
     "sizes": {},
+    "chose_device": False,
 }
 
 
@@ -120,6 +121,8 @@ class Lab:
 def start(profile: str = "auto", seed: int = 0, chapter: str = "") -> Lab:
     """Seed every generator, choose device and precision, set the figure style, print one card.
 
+    The device is the CPU, under `gpu` a GPU where there is one; LABKIT_DEVICE chooses another.
+
     Args:
         profile: "auto" (reads LABKIT_PROFILE), "smoke", "cpu" or "gpu".
         seed: of Python, NumPy and torch.
@@ -131,7 +134,7 @@ def start(profile: str = "auto", seed: int = 0, chapter: str = "") -> Lab:
     profile = profiles.resolve_profile(profile)
     _set_imports_aside()
     runtime.seed_everything(seed)
-    device = runtime.pick_device("auto" if profile == "gpu" else "cpu")
+    device = _device_of(profile)
     lab = Lab(profile, device, runtime.pick_precision(device), seed, chapter)
     plots.use_style()
     _current.update(
@@ -168,6 +171,16 @@ def _set_imports_aside() -> None:
     gc.enable()
     gc.freeze()
     atexit.register(gc.freeze)
+
+
+def _device_of(profile: str) -> torch.device:
+    """Where a profile runs, and what `auto` means after it, in the processes of a chapter too."""
+    if _current["chose_device"]:  # by an earlier `start`, maybe of another profile
+        os.environ.pop("LABKIT_DEVICE", None)
+    _current["chose_device"] = profile != "gpu" and "LABKIT_DEVICE" not in os.environ
+    if _current["chose_device"]:
+        os.environ["LABKIT_DEVICE"] = "cpu"
+    return runtime.pick_device()
 
 
 def seconds_since_start() -> float:

@@ -192,7 +192,7 @@ def _generous(module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _all_count(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     loss_sum, _ = causal_lm(model, batch)
-    return loss_sum, torch.tensor(batch["labels"].numel())
+    return loss_sum, batch["labels"].new_tensor(batch["labels"].numel())
 
 
 def _resting(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:

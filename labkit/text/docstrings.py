@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import ast
 import re
-import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -68,10 +67,15 @@ def functions(source: str) -> Iterator[Function]:
             *lines[node.lineno - 1 : first.lineno - 1],
             *lines[first.end_lineno : node.end_lineno],
         ]
-        text = textwrap.dedent("\n".join(line for line in kept if line.strip()))
+        text = "\n".join(_moved_left(line, node.col_offset) for line in kept if line.strip())
         target = first_sentence(said)
         if FEWEST <= len(target.split()) <= MOST and len(text) <= LONGEST:
             yield Function(text, target, node.name)
+
+
+def _moved_left(line: str, columns: int) -> str:
+    """A line without so much white space; a string that begins further left stays as it is."""
+    return line[columns:] if not line[:columns].strip() else line
 
 
 def first_sentence(docstring: str) -> str:
