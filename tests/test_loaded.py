@@ -14,8 +14,9 @@ import labkit
 from labkit.batches import Batches, Contexts
 from labkit.errors import LabError
 from labkit.evaluation import language, language_model, mean_loss, score_text, token_nats
+from labkit.models.huggingface import save_pretrained
 from labkit.objectives import causal_lm
-from labkit.text import corpora
+from labkit.text import corpora, train_bpe
 
 
 @pytest.fixture(scope="module")
@@ -148,3 +149,25 @@ def test_a_loaded_model_scores_what_the_command_scores(run, capsys):
 def test_a_wrong_call_is_one_sentence(run, call, message):
     with pytest.raises(LabError, match=message):
         call(labkit.load(run[0]))
+
+
+def test_a_model_of_fewer_layers_is_the_first_ones_of_the_whole(run):
+    whole, cut = labkit.load(run[0]).model, labkit.load(run[0], layers=1).model
+    assert (len(whole.blocks), len(cut.blocks), cut.config.num_layers) == (2, 1, 1)
+    ids = torch.arange(9)[None]
+    assert not torch.equal(cut(ids).logits, whole(ids).logits)
+    del whole.blocks[1:]
+    assert torch.equal(cut(ids).logits, whole(ids).logits)
+    assert labkit.load(run[0], layers=2).model.config.num_layers == 2
+
+
+@pytest.mark.parametrize("layers", [0, -1, 3])
+def test_layers_that_are_not_there_are_named(run, layers):
+    with pytest.raises(LabError, match=f"layers={layers} is out of range: the model has 2"):
+        labkit.load(run[0], layers=layers)
+
+
+def test_layers_are_of_a_decoder(tmp_path):
+    save_pretrained(tiny_encoder_decoder(), tmp_path, train_bpe(["the key is here"], 260))
+    with pytest.raises(LabError, match="layers=1 is for labkit's decoders, this is EncoderDecoder"):
+        labkit.load(tmp_path, layers=1)

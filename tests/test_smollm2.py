@@ -130,6 +130,22 @@ def test_the_python_door(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("precision", "expected", "within"), [("fp32", 1.1593, 1e-4), ("bf16", 1.159, 2e-3)]
+)
+def test_the_whole_of_it_needs_so_many_bits_for_news(precision, expected, within):
+    """Chapters run on a few of its layers under smoke: here all thirty are asked."""
+    articles = corpora.load("bbc_news", "test")["text"][:4]
+    beginnings = [" ".join(text.split()[:60]) for text in articles]
+    model = labkit.load("smollm2")
+    assert sum(p.numel() for p in model.model.parameters()) == 134_515_008
+    bits = model.score(beginnings, precision=precision)["bits_per_byte"]
+    assert bits == pytest.approx(expected, abs=within)
+    few = labkit.load("smollm2", layers=4).score(beginnings, precision=precision)
+    assert few["bits_per_byte"] > 5
+
+
+@pytest.mark.slow
 def test_the_commands_take_it(folder, tmp_path, monkeypatch, capsys):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

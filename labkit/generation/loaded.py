@@ -24,9 +24,11 @@ from labkit.evaluation.documents import DocumentBits
 from labkit.evaluation.language import document_nats, score_text
 from labkit.generation.beam import beam_search
 from labkit.generation.sampling import generate
+from labkit.models.adapting.growing import remove_blocks
 from labkit.models.config import context_length
 from labkit.models.encoder_decoder import EncoderDecoder
 from labkit.models.huggingface.folders import is_seq2seq, open_lm, open_seq2seq
+from labkit.models.transformer import Transformer
 from labkit.text.chat_template import Message
 from labkit.text.tokenizers import Tokenizer
 from labkit.training.run_folder import model_folder
@@ -308,15 +310,18 @@ class LanguageModel:
         return np.fromiter(ids, dtype=np.int64)
 
 
-def load(name: str | Path, *, device: str = "auto") -> LanguageModel:
+def load(name: str | Path, *, device: str = "auto", layers: int | None = None) -> LanguageModel:
     """Open a language model with its tokenizer.
 
     Args:
         name: smollm2, a run folder, or any model folder in the `transformers` format.
         device: auto, cpu or cuda.
+        layers: None for all; fewer make a model that says nothing sensible and runs each line in a
+            fraction of the time. The first ones are kept, of a decoder of labkit's shapes.
 
     Raises:
-        LabError: there is no such folder, or it holds no language model or no tokenizer.
+        LabError: there is no such folder, or it holds no language model or no tokenizer; `layers`
+            is out of range, or the model is of another kind.
 
     Example:
         labkit.load("smollm2").generate("The capital of France is", temperature=0)
@@ -324,8 +329,21 @@ def load(name: str | Path, *, device: str = "auto") -> LanguageModel:
     folder = model_folder(name)
     tokenizer = Tokenizer.from_pretrained(folder)
     opened = open_seq2seq(folder) if is_seq2seq(folder) else open_lm(folder)
+    if layers is not None:
+        _keep(layers, opened)
     model: Any = opened.to(runtime.pick_device(device)).eval()
     return LanguageModel(model, tokenizer, _after_prompt(folder))
+
+
+def _keep(layers: int, model: Any) -> None:
+    """Cut a decoder off after its first layers, in place."""
+    if not isinstance(model, Transformer):
+        kind = type(model).__name__
+        raise LabError(f"layers={layers} is for labkit's decoders, this is {kind}: leave it out")
+    count = len(model.blocks)
+    if not 1 <= layers <= count:
+        raise LabError(f"layers={layers} is out of range: the model has {count}, choose 1 to that")
+    remove_blocks(model, range(layers, count))
 
 
 def keep_form(folder: Path) -> None:
