@@ -14,8 +14,8 @@ EXPECTED: dict[str, tuple[float, float]] = {
     "outputs, rounded": (0.247, 0.05),
     "outputs, gptq": (0.119, 0.05),
     "live pruned, 2:4": (4.735, 0.04),
-    "MB, smollm2, fp32": (538.06, 0.01),
-    "bits, smollm2, fp32": (1.431, 0.005),
+    "MB, smollm2, fp32": (169.89, 0.01),
+    "bits, smollm2, fp32": (5.991, 0.02),
     "more, smollm2, bf16": (0.016, 0.02),
     "onnx": (0.0, 1e-4),
 }
