@@ -55,18 +55,26 @@ class ForkedKernelManager(AsyncKernelManager):
     """Starts kernels by forking a process that has imported what chapters import."""
 
     async def _async_launch_kernel(self, kernel_cmd: list[str], **options: Any) -> None:
-        cwd = str(options.get("cwd") or Path.cwd())
-        process = None
-        if _is_ours(kernel_cmd):
-            arguments = kernel_cmd[kernel_cmd.index(_LAUNCHER) + 1 :]
-            process = _forked(arguments, cwd, options.get("env") or dict(os.environ))
-        if process is None:
-            await super()._async_launch_kernel(kernel_cmd, **options)
-            return
         provisioner: Any = self.provisioner
-        provisioner.process, provisioner.pid, provisioner.pgid = process, process.pid, process.pid
-        provisioner.cwd = cwd
-        self._reconcile_connection_info(provisioner.connection_info)
+        ordinary = provisioner.launch_kernel
+
+        async def launch_kernel(command: list[str], **options: Any) -> Any:
+            cwd = str(options.get("cwd") or Path.cwd())
+            process = None
+            if _is_ours(command):
+                arguments = command[command.index(_LAUNCHER) + 1 :]
+                process = _forked(arguments, cwd, options.get("env") or dict(os.environ))
+            if process is None:
+                return await ordinary(command, **options)
+            provisioner.process = process
+            provisioner.pid = provisioner.pgid = process.pid
+            provisioner.cwd = cwd
+            return provisioner.connection_info
+
+        provisioner.launch_kernel = launch_kernel
+        await super()._async_launch_kernel(kernel_cmd, **options)
+
+    _launch_kernel = _async_launch_kernel  # what older ones of jupyter_client call
 
 
 def _is_ours(command: list[str]) -> bool:
