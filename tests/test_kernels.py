@@ -25,6 +25,8 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothi
 WHERE = """
 import os, subprocess, sys, time
 import torch, numpy as np
+child = subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])
+time.sleep(1)  # it ends while nobody waits for it
 began_by = open(f"/proc/{os.getppid()}/cmdline").read()
 facts = {
     "forked": "labkit.course.kernels" in began_by,
@@ -33,7 +35,7 @@ facts = {
     "pid": os.getpid(),
     "session": os.getsid(0) == os.getpid(),
     "stdin": len(sys.stdin.read()) if not hasattr(sys.stdin, "isatty") else 0,
-    "child": subprocess.run([sys.executable, "-c", "raise SystemExit(3)"]).returncode,
+    "child": child.wait(),
     "product": float((np.ones((300, 300)) @ np.ones((300, 300))).sum()),
     "threads": torch.get_num_threads(),
     "drawn": [float(torch.rand(())), float(np.random.rand()), float(torch.randn(64, 64).sum())],
@@ -41,6 +43,7 @@ facts = {
 }
 """
 PICTURE = "fig, ax = plots.figure(height=2)\nax.plot([0, 1])\nfig"
+PLAIN = "import matplotlib.pyplot as plt\nplt.plot([0, 1]);"
 TELL = "import json\nopen('../told.json', 'w').write(json.dumps(facts))"
 
 
@@ -68,10 +71,10 @@ def wait_until(condition, seconds: float = 30) -> bool:
 def test_a_forked_kernel_is_what_an_ordinary_one_is(tmp_path, monkeypatch):
     kernels.manager_of("smoke")
     monkeypatch.setenv("SAID_LATER", "after the server began")
-    forked = run(tmp_path / "a", WHERE, PICTURE)
+    forked = run(tmp_path / "a", WHERE, PICTURE, PLAIN)
     with monkeypatch.context() as patch:
         patch.setattr(kernels, "_forked", lambda *_: None)
-        ordinary = run(tmp_path / "b", WHERE, PICTURE)
+        ordinary = run(tmp_path / "b", WHERE, PICTURE, PLAIN)
     assert (forked.pop("forked"), ordinary.pop("forked")) == (True, False)
     assert forked.pop("cwd") == str(tmp_path / "a" / "notebooks")
     assert ordinary.pop("cwd") == str(tmp_path / "b" / "notebooks")

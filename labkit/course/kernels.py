@@ -37,7 +37,6 @@ IMPORTED = (
     "transformers.models.llama.modeling_llama",
     "sklearn.feature_extraction.text",
     "sklearn.linear_model",
-    "matplotlib_inline.backend_inline",
     "ipywidgets",
     "ipykernel.kernelapp",
     "labkit.notebook.lab",
