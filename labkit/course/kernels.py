@@ -1,15 +1,14 @@
 """Kernels that begin with the imports done: how `smoke` runs chapter after chapter.
 
-A smoke run takes seconds, and half of them went into importing torch, transformers and the rest,
+A smoke run takes seconds, and five of them went into importing torch, transformers and the rest,
 for every chapter again. Here one process imports them once and forks itself for each chapter:
 
     labkit run ── a line of JSON ──> server ── fork ──> kernel of a chapter
                 <── its process id ──┘                  (IPython's own kernel application)
 
-The server computes nothing, so a kernel is what it would be after the same imports; of its threads,
-those of OpenBLAS and jemalloc, both begin again after a fork. It ends when the process that started
-it does, and its kernels with it. Linux only: elsewhere, where the kernel is of another Python, and
-where the server cannot run, kernels begin as Jupyter begins them.
+The server computes nothing, so a kernel is what it would be after the same imports. It ends when
+the process that started it does, and its kernels with it. Linux only: elsewhere, where the kernel
+is of another Python, and where the server cannot run, kernels begin as Jupyter begins them.
 """
 
 import contextlib
@@ -28,7 +27,8 @@ from typing import Any
 
 from jupyter_client.manager import AsyncKernelManager
 
-#: What chapters import, or what a first optimizer, model or figure imports behind them.
+#: What chapters import, or what a first optimizer or model imports behind them; not pyplot's inline
+#: backend, which must find the kernel running when it is imported.
 IMPORTED = (
     "torch._dynamo",
     "datasets",

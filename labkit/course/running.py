@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.atomic import write_json, write_text
-from labkit.course import report
+from labkit.course import kernels, report
 from labkit.course.chapter import (
     Chapter,
     chapters,
@@ -73,8 +73,6 @@ def run(
             "give another folder, such as runs/course"
         )
     target.mkdir(parents=True, exist_ok=True)
-    from labkit.course import kernels
-
     manager = kernels.manager_of(profile)
     results: dict[str, dict[str, Any]] = {}
     for chapter in chosen:
@@ -120,7 +118,6 @@ def _run_headlessly(
     from papermill.exceptions import PapermillExecutionError
 
     papermill_engines.register(_ENGINE, _engine())
-    options: dict[str, Any] = {"kernel_manager_class": manager}
     try:
         papermill.execute_notebook(
             str(chapter.path),
@@ -133,7 +130,7 @@ def _run_headlessly(
             progress_bar={"desc": chapter.name, "unit": "cell"} if progress else False,  # type: ignore[arg-type]
             log_output=False,
             extra_arguments=_KERNEL_ARGUMENTS,
-            **options,
+            kernel_manager_class=manager,
         )
     except PapermillExecutionError as failure:
         # The parameters that papermill injects are a cell of their own, which the notebook has not.
